@@ -81,8 +81,8 @@ HYPERVISORS ?= 2
 # .reruns.log keeps the time, the test and the reason. `make test` never repeats a test.
 AGAIN = --reruns 1
 
-check: lint ## before each commit, a minute and a half: lint, unit tests and properties, with few examples and some rows of long tables
-	$(BIN)/pytest -n $$(nproc) --dist worksteal --hypothesis-profile=check tests/unit tests/property
+check: lint ## before each commit, a minute: lint, the short unit tests and the properties with few examples and some rows of long tables
+	$(BIN)/pytest -n $$(nproc) --dist worksteal --hypothesis-profile=check -m 'not long' tests/unit tests/property
 
 test: lint libvirt ## all suites in ten minutes, and the first tests of those on real systems
 ifeq ($(TESTS),tests)

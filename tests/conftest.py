@@ -2,8 +2,9 @@
 
 Hypothesis has four profiles (`pytest --hypothesis-profile=NAME`). `check`, for `make check`, and `small`, for `make
 mutation`, always use the same examples; `default` is for `make test`; `thorough` is for a night. `check` also leaves
-out rows of long tables of tests (tables.py). Tests state multiples of a profile's number, no numbers of their own. No
-profile has a deadline: an example's time depends on the machine more than on the code.
+out rows of long tables of tests (tables.py), and tests with the mark `long`. Tests state multiples of a profile's
+number, no numbers of their own. No profile has a deadline: an example's time depends on the machine more than on the
+code.
 """
 
 from __future__ import annotations

@@ -164,6 +164,7 @@ def test_a_journal_that_is_no_file_is_told_at_once(tmp_path: Path, make: Callabl
     assert done.exit_code == 1 and str(path) in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.getuid() != 0, reason="it becomes another user")
 def test_folders_that_are_closed_to_the_user(tmp_path: Path) -> None:
     """A user of the machine, while the daemon is down: its files are root's."""

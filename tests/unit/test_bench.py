@@ -79,6 +79,7 @@ def test_a_script_that_fails_is_a_line_and_not_the_end(monkeypatch: pytest.Monke
     assert "no such thing" in line.note
 
 
+@pytest.mark.long
 def test_broken_sequences_of_the_core_are_reported_and_replaced(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,5 +152,6 @@ def test_every_kind_of_host_has_as_many_jobs_as_its_row_says(shape: core_growth.
     assert core_growth.unseen(host) == host
 
 
+@pytest.mark.long
 def test_the_cost_of_a_host_is_measured() -> None:
     assert core_growth.cost(core_growth.a_host(core_growth.SHAPES[0], 2, 2), 1).together > 0

@@ -82,6 +82,7 @@ def test_a_defect_is_logged_with_its_traceback(complaints: RationedLog, caplog: 
     assert "ValueError: why" in caplog.text
 
 
+@pytest.mark.long
 def test_kinds_beyond_the_limit_share_a_line_and_are_forgotten_after_a_minute(
     complaints: RationedLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -53,6 +53,7 @@ def test_help_and_version(program: str, word: str) -> None:
         assert b"xit codes: " in done.stdout and b"74" in done.stdout
 
 
+@pytest.mark.long
 @programs_with("shell", ["> /dev/full", ">&-", ">&- 2>&-", ">&- <&-"])
 def test_an_output_that_is_full_or_closed_is_told_in_a_line(program: str, shell: str) -> None:
     done = ended(program, "--help", shell=shell)

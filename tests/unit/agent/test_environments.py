@@ -74,6 +74,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
         found.close()
 
 
+@pytest.mark.long
 def test_all_that_can_be_read_is_read_although_many_processes_of_the_same_user_hang(jobs: Jobs) -> None:
     until(lambda: not jobs.look(), "a look that leaves nothing to read")
     read = {pid for pid, proc in jobs.procs.items() if proc.env_job == "12.srv"}
@@ -81,6 +82,7 @@ def test_all_that_can_be_read_is_read_although_many_processes_of_the_same_user_h
     assert {pid for pid, _ in jobs.environments.hung} == jobs.hanging
 
 
+@pytest.mark.long
 def test_so_many_reads_of_one_user_hang_at_a_time_and_no_more(jobs: Jobs) -> None:
     late = []
 
@@ -93,6 +95,7 @@ def test_so_many_reads_of_one_user_hang_at_a_time_and_no_more(jobs: Jobs) -> Non
     assert 1 <= max(late) <= MOST_OF_USER
 
 
+@pytest.mark.long
 def test_readers_that_wait_for_a_cpu_are_bounded(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environments.ReaderChild, "waits_for_memory", lambda reader: False)
     monkeypatch.setattr(environments, "STARVED_S", BOUND_S)
@@ -103,6 +106,7 @@ def test_readers_that_wait_for_a_cpu_are_bounded(jobs: Jobs, monkeypatch: pytest
     assert len(jobs.environments.late) <= MOST_LATE
 
 
+@pytest.mark.long
 def test_a_process_that_answers_again_is_read_again_after_its_rest(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     until(lambda: not jobs.look(), "a look that leaves nothing to read")
     jobs.hanging.clear()
@@ -114,6 +118,7 @@ def test_a_process_that_answers_again_is_read_again_after_its_rest(jobs: Jobs, m
     assert {proc.env_job for proc in jobs.procs.values()} == {"12.srv"}
 
 
+@pytest.mark.long
 def test_no_reader_stays(jobs: Jobs) -> None:
     until(lambda: not jobs.look(), "a look that leaves nothing to read")
     readers = set(jobs.environments.pids)
@@ -129,6 +134,7 @@ def test_no_reader_stays(jobs: Jobs) -> None:
             os.kill(pid, 0)
 
 
+@pytest.mark.long
 def test_what_is_known_of_a_process_is_forgotten_with_it(jobs: Jobs) -> None:
     until(lambda: not jobs.look(), "a look that leaves nothing to read")
 
@@ -139,6 +145,7 @@ def test_what_is_known_of_a_process_is_forgotten_with_it(jobs: Jobs) -> None:
     until(is_forgotten, "the end of all readers")
 
 
+@pytest.mark.long
 def test_a_reader_without_work_ends(jobs: Jobs) -> None:
     until(lambda: not jobs.look(), "a look that leaves nothing to read")
     jobs.read_a_good_one()
@@ -148,6 +155,7 @@ def test_a_reader_without_work_ends(jobs: Jobs) -> None:
     assert jobs.environments.reader is None
 
 
+@pytest.mark.long
 def test_a_reader_that_was_killed_is_replaced(jobs: Jobs) -> None:
     until(lambda: not jobs.look(), "a look that leaves nothing to read")
     jobs.read_a_good_one()

@@ -155,6 +155,7 @@ def test_parts_without_those_before_them_are_refused_and_not_kept(pair: Pair) ->
     assert pair.host.parts.size == 0
 
 
+@pytest.mark.long
 def test_parts_without_an_end_are_kept_within_bounds() -> None:
     kept = parts.Parts()
     for number in range(10):

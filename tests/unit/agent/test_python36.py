@@ -13,6 +13,7 @@ import pytest
 AGENT = Path(__file__).resolve().parents[3] / "node_daemon" / "agent"
 
 
+@pytest.mark.long
 def test_the_agent_is_valid_python_36() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from vermin import main; main()", "-t=3.6-", "--violations", str(AGENT)],

@@ -124,6 +124,7 @@ def test_each_job_of_a_continuation_is_judged_by_itself() -> None:
     assert get(h, "n1").preempted_s == 90.0
 
 
+@pytest.mark.long
 def test_very_many_jobs_continue_in_one_pass() -> None:
     most = 1000
     h = host("counted", n1="normal")

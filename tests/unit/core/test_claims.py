@@ -304,6 +304,7 @@ def test_hundreds_of_claims_and_releases_leave_nothing_behind(mode: str) -> None
     assert stopped(h) == set()
 
 
+@pytest.mark.long
 def test_a_guest_that_ends_job_after_job_fills_no_facts() -> None:
     h = host("counted", n1="normal", cpus=8)
     for number in range(500):

@@ -10,7 +10,6 @@ import pytest
 
 from magrathea.core import events as ev
 from magrathea.core.model import Mode, State
-from tests.tables import is_check
 from tools import states_page
 
 STALE = "stale: run `python -m tools.states_page`"
@@ -23,7 +22,7 @@ def searched(most_hosts: int) -> states_page.Found:
     return found
 
 
-@pytest.mark.skipif(is_check(), reason="make test compares the whole page")
+@pytest.mark.long
 def test_the_page_agrees_with_the_code() -> None:
     text = states_page.page(states_page.explored())
     assert states_page.PAGE.read_text(encoding="utf-8") == text, STALE
@@ -40,6 +39,7 @@ def cells(text: str) -> Iterator[tuple[tuple[str, ...], set[str]]]:
                 yield (heading, first, second, str(number)), set(re.split(", |; | or ", cell)) - {"-", ""}
 
 
+@pytest.mark.long
 def test_all_that_a_short_search_finds_is_on_the_page() -> None:
     """The whole search takes a quarter of a minute."""
     on_page = dict(cells(states_page.PAGE.read_text(encoding="utf-8")))
@@ -58,5 +58,6 @@ def test_every_event_of_one_domain_that_can_change_a_state_has_a_word() -> None:
     assert set(get_args(ev.DomainEvent)) - set(states_page.WORDS) == {ev.MemoryReported, ev.DiskJudged}
 
 
+@pytest.mark.long
 def test_nothing_is_left_to_chance() -> None:
     assert states_page.page(searched(30)) == states_page.page(searched(30))

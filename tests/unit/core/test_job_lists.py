@@ -196,6 +196,7 @@ def test_a_list_of_very_many_jobs_is_entered_in_one_pass() -> None:
     assert len(get(h, "n1").jobs) == len(jobs)
 
 
+@pytest.mark.long
 @both
 def test_a_domain_has_no_more_jobs_than_its_host_could_run(mode: str) -> None:
     h = host(mode, cpus=8, n1="normal", n2="normal")

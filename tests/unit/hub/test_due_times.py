@@ -78,6 +78,7 @@ def test_its_memory_is_bounded_by_its_jobs() -> None:
     assert len(times._heap) < 200
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("booked", [20, 2000])
 def test_one_jobs_outcome_costs_the_same_beside_any_number_of_booked_jobs(booked: int) -> None:
     pbs = FakePbs("n1")

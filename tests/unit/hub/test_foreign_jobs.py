@@ -147,6 +147,7 @@ def test_a_question_that_pbs_does_not_answer_is_asked_again(hub: SimHub, pbs: Fa
     assert hub.state("2.srv") == "S"
 
 
+@pytest.mark.long
 def test_each_host_has_its_own_limit_of_questions(hub: SimHub, pbs: FakePbs) -> None:
     hub.says("h1", domain("n1", [stopped(f"{n}.none") for n in range(1000)]))
     pbs.put(job("2.srv", vnodes=("n2",)))
@@ -160,6 +161,7 @@ def test_each_host_has_its_own_limit_of_questions(hub: SimHub, pbs: FakePbs) -> 
     assert len(hub.farm.entries) == 1
 
 
+@pytest.mark.long
 def test_a_host_that_changes_its_mind_all_the_time_causes_so_many_suspensions_and_no_more(
     hub: SimHub, pbs: FakePbs
 ) -> None:
@@ -182,6 +184,7 @@ def test_a_host_that_changes_its_mind_all_the_time_causes_so_many_suspensions_an
     assert {hub.state(id) for id in ids} == {"S"}, "what is over is late, not lost"
 
 
+@pytest.mark.long
 def test_the_largest_domain_is_suspended_at_once(hub: SimHub, pbs: FakePbs) -> None:
     ids = [f"{n}.own" for n in range(parts.MAX_JOBS)]
     for id in ids:

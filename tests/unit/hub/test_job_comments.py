@@ -84,6 +84,7 @@ def refusing(*ids: str, by: str = "n1") -> Snapshot:
     return structs.replace(snapshot(domain(), domain("n2")), refused=claims)
 
 
+@pytest.mark.long
 def test_each_host_has_its_own_limit_of_comments() -> None:
     comments = JobComments()
     for n in range(1000):

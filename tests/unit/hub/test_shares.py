@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from msgspec import structs
 
 from scheduler_plugin.hub.call_places import CallPlaces
@@ -19,6 +20,7 @@ def lies(number: int) -> list[str]:
     return [f"{number}{n}.none" for n in range(2500)]
 
 
+@pytest.mark.long
 def test_a_guest_that_lists_jobs_that_do_not_exist_does_not_keep_its_siblings_jobs_from_being_stopped() -> None:
     pbs = FakePbs("n1", "n2")
     pbs.put(job("99999.srv", vnodes=("n2",)))
@@ -31,6 +33,7 @@ def test_a_guest_that_lists_jobs_that_do_not_exist_does_not_keep_its_siblings_jo
     assert hub.state("99999.srv") == "S"
 
 
+@pytest.mark.long
 def test_a_guest_whose_jobs_are_stopped_all_the_time_leaves_suspensions_for_its_siblings() -> None:
     pbs = FakePbs("n1", "n2")
     pbs.put(job("99999.srv", vnodes=("n2",)))
@@ -57,6 +60,7 @@ def test_a_vnode_has_its_own_share_after_its_hosts_and_no_name_is_one() -> None:
     assert shares.take([("h1", "")], 1.5) and shares.take([("h1", "n1")], 1 / OWN_PER_S)
 
 
+@pytest.mark.long
 def test_names_of_vnodes_that_a_host_makes_up_fill_no_memory_and_are_no_shares() -> None:
     hub = SimHub(FakePbs("n1"))
     for number in range(50):
@@ -79,6 +83,7 @@ def test_jobs_that_a_host_names_and_then_forgets_fill_no_memory_while_pbs_is_awa
     assert len(hub.farm._dirty) <= 200
 
 
+@pytest.mark.long
 def test_alerts_that_a_host_causes_are_limited() -> None:
     pbs = FakePbs("n1")
     ids = [f"{n}.srv" for n in range(100)]

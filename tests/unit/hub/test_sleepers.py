@@ -91,16 +91,19 @@ def untouched(hub: SimHub) -> bool:
 
 
 class TestWhileItSleeps:
+    @pytest.mark.long
     def test_a_job_sleeps_for_days_whatever_node_fail_requeue_says(self, hub: SimHub) -> None:
         hub.after(3 * DAY_S)
         assert untouched(hub)
 
+    @pytest.mark.long
     def test_also_while_its_host_is_off(self, hub: SimHub) -> None:
         hub.farm.leases(hub.at + LEASE_S + 1)
         assert not hub.farm.hosts["h1"].live
         hub.after(3 * DAY_S)
         assert untouched(hub)
 
+    @pytest.mark.long
     @pytest.mark.parametrize("host", ["heard", "off"])
     def test_also_for_a_hub_that_was_started_anew(self, hub: SimHub, host: str, tmp_path: Path) -> None:
         ledger.save(tmp_path, hub.farm.entries.kept)
@@ -164,6 +167,7 @@ class TestWhileItSleeps:
         hub.after(60)
         assert hub.state() == "R"
 
+    @pytest.mark.long
     def test_both_parts_sleep_and_the_job_goes_on_with_the_last_one(self, pbs: FakePbs) -> None:
         hub = preempting_on_two_hosts(pbs)
         falls_asleep(hub)
@@ -244,6 +248,7 @@ class TestAWake:
         hub.after(60)
         assert pbs.jobs["1.srv"].walltime_s == 3605 and not alerts(hub)
 
+    @pytest.mark.long
     def test_a_restore_that_fails_is_no_wake(self, hub: SimHub) -> None:
         hub.says("h1", asleep("n1", [held()], state=State.BOOTING, wakes=True))
         hub.after(DAY_S)

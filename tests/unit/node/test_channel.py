@@ -414,6 +414,7 @@ def test_an_agent_of_another_protocol_is_sent_away() -> None:
     run(test)
 
 
+@pytest.mark.long
 def test_a_flood_is_read_at_the_rate_and_not_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "MAX_LINES_PER_S", 20)
     monkeypatch.setattr(sessions, "RATE_WINDOW_S", 1)

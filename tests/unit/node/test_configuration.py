@@ -310,6 +310,7 @@ def noded(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=BOUND_S, check=False)
 
 
+@pytest.mark.long
 def test_check_prints_good_or_the_mistakes(tmp_path: Path) -> None:
     path = tmp_path / "noded.toml"
     path.write_text(GOOD)

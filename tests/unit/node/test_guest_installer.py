@@ -59,6 +59,7 @@ def test_an_image_with_systemd_gets_an_enabled_unit(script: str, tmp_path: Path)
     assert not (tmp_path / "etc/init.d").exists()
 
 
+@pytest.mark.long
 def test_a_second_time_keeps_the_admins_configuration(script: str, tmp_path: Path) -> None:
     run("--root", str(tmp_path), "--channel", "unix:/run/magrathea-host/n1.sock", script=script)
     file = tmp_path / "etc/magrathea/agent.json"
@@ -78,6 +79,7 @@ def test_the_agent_of_one_file_is_replaced(script: str, tmp_path: Path) -> None:
     assert [path.name for path in old.iterdir()] == ["agent"]
 
 
+@pytest.mark.long
 def test_a_module_that_a_new_agent_lacks_is_gone(script: str, tmp_path: Path) -> None:
     run("--root", str(tmp_path), script=script)
     folder = tmp_path / "usr/lib/magrathea/agent"
@@ -194,6 +196,7 @@ exec chroot "$1/root" sh -ec '
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0, reason="a guest of its own needs mount namespaces: root")
 def test_a_guest_without_systemd_runs_it_again_after_an_update_and_not_after_its_end(
     script: str, tmp_path: Path

@@ -138,6 +138,7 @@ def test_without_a_hub_the_saves_wait_for_one_and_then_begin() -> None:
     play(test, "unbooked_after_s = 45\n")
 
 
+@pytest.mark.long
 def test_when_the_time_is_over_no_save_begins_and_who_waits_stays_awake() -> None:
     async def test(scene: Scene) -> None:
         await job(scene, "n1", "1.srv", JobClass.PREEMPTIBLE)
@@ -428,6 +429,7 @@ def test_a_slow_hypervisor_does_not_keep_the_answer_from_the_command_that_system
     play(test)
 
 
+@pytest.mark.long
 def test_who_is_given_up_because_its_save_does_not_end_is_not_saved_later() -> None:
     async def test(scene: Scene) -> None:
         await job(scene, "n1", "1.srv", JobClass.PREEMPTIBLE)

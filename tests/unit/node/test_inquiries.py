@@ -226,6 +226,7 @@ def test_domains_take_turns() -> None:
     assert order == ["n1", "n2", "p1"]
 
 
+@pytest.mark.long
 def test_new_jobs_of_a_domain_come_before_those_that_pbs_has_given() -> None:
     inquiries, h = Inquiries(), host("counted", p1="priority")
     for number in range(2000):

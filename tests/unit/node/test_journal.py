@@ -149,6 +149,7 @@ def test_a_reader_sees_the_history_of_the_moment_in_which_he_asked(journal: Jour
     assert [entry.name for entry in read()] == ["Accepted", "Released"]
 
 
+@pytest.mark.long
 def test_who_reads_the_file_does_not_delay_the_shortening_of_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +192,7 @@ def test_a_flood_of_refusals_is_rationed_by_domain(journal: Journal) -> None:
     assert rows["p1"] == 2
 
 
+@pytest.mark.long
 def test_a_flood_of_changes_is_rationed_by_the_domain_that_causes_it(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,7 @@ def test_what_a_preempted_guest_says_is_locked_takes_no_memory_from_the_job_that
     played(w, work)
 
 
+@pytest.mark.long
 def test_reports_to_and_fro_neither_move_a_siblings_balloon_nor_extend_a_move() -> None:
     w = world(busy_guest(rate=20))  # 20 MiB a second: slow, so that there is time to lie during the move
 
@@ -140,7 +141,8 @@ def broken(code: str) -> Any:
     return ask
 
 
-@pytest.mark.parametrize("code", some(["busy", "failed", "timeout", "no-agent", "unknown-op", "bad-request"]))
+@pytest.mark.long
+@pytest.mark.parametrize("code", ["busy", "failed", "timeout", "no-agent", "unknown-op", "bad-request"])
 def test_an_agent_that_never_reports_its_figures_refuses_the_claim_and_puts_no_domain_in_fault(code: str) -> None:
     w = world(busy_guest())
 
@@ -151,6 +153,7 @@ def test_an_agent_that_never_reports_its_figures_refuses_the_claim_and_puts_no_d
     played(w, work)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("answer", [{"pushed_mib": ENORMOUS}, {"pushed_mib": -ENORMOUS, "more": True}, {"more": True}])
 def test_false_answers_about_what_was_pushed_out_end_with_the_time_limit(answer: dict[str, Any]) -> None:
     w = world(busy_guest())
@@ -185,6 +188,7 @@ async def refused_in_time(w: World) -> None:
     assert (await w.claim(0, JobKey("9.srv", 2)))["ok"]
 
 
+@pytest.mark.long
 def test_an_agent_that_refuses_every_order_puts_no_domain_in_fault() -> None:
     w = world(busy_guest())
 
@@ -205,6 +209,7 @@ def test_an_agent_that_refuses_every_order_puts_no_domain_in_fault() -> None:
     played(w, work)
 
 
+@pytest.mark.long
 def test_a_guest_that_takes_no_memory_back_puts_no_domain_in_fault() -> None:
     w = world(busy_guest())
 
@@ -220,6 +225,7 @@ def test_a_guest_that_takes_no_memory_back_puts_no_domain_in_fault() -> None:
     played(w, work)
 
 
+@pytest.mark.long
 def test_a_guest_that_empties_its_balloon_by_itself_takes_nothing_from_the_job_that_preempted_it() -> None:
     w = world(busy_guest())
 

@@ -45,6 +45,7 @@ async def asleep(s: Scene, name: str) -> None:
     await s.until_state(name, State.ASLEEP)
 
 
+@pytest.mark.long
 def test_a_domain_is_saved_when_its_jobs_are_stopped_and_booked_and_comes_back_with_them() -> None:
     async def test(s: Scene) -> None:
         await with_job(s, "n1")

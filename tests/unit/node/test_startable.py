@@ -66,6 +66,7 @@ OBSTACLES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OBSTACLES)
 def test_each_obstacle_is_named_with_its_value_and_its_fix(tmp_path: Path, name: str) -> None:
     (tmp_path / "plain").write_text("of somebody else")
@@ -128,6 +129,7 @@ def check(path: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, timeout=BOUND_S)
 
 
+@pytest.mark.long
 def test_a_start_without_its_key_ends_with_cause_and_fix(tmp_path: Path) -> None:
     """It hung, because the context of ZeroMQ waited for a socket that nobody could close."""
     done = check(file(tmp_path, hub=tcp(tmp_path)), "--log-level", "info")

@@ -224,6 +224,7 @@ def test_a_guest_that_gives_nothing_back_does_not_keep_the_preempted_job_waiting
     played(w, work)
 
 
+@pytest.mark.long
 def test_a_claim_in_mid_return_turns_the_move_round() -> None:
     w = world(busy_guest(push_rate=100, rate=150))
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from magrathea.core.model import JobClass
 from magrathea.deadlines import DAEMON_CLAIM_S
 from magrathea_lab.rigs import virtual_time
@@ -80,6 +82,7 @@ async def flooded(claims: Claims, requests: Iterable[AnyRequest], at_once: int =
     raise AssertionError("the flood was entered at once")
 
 
+@pytest.mark.long
 def test_a_flood_of_claims_and_ends_changes_facts_rarely(tmp_path: Path) -> None:
     async def test(owner: Owner, claims: Claims) -> None:
         await flooded(claims, (kind(number) for number in range(10_000) for kind in (claim, release)), at_once=1)
@@ -88,6 +91,7 @@ def test_a_flood_of_claims_and_ends_changes_facts_rarely(tmp_path: Path) -> None
     assert BURST <= commits.total() <= BURST + SECONDS * PER_S + 2
 
 
+@pytest.mark.long
 def test_a_change_counts_for_more_in_a_domain_of_very_many_jobs(tmp_path: Path) -> None:
     most = 4 * JOBS_PER_CHANGE
 
@@ -131,6 +135,7 @@ def test_a_sibling_waits_for_one_change_of_a_flood_at_most(tmp_path: Path) -> No
     play(tmp_path, test)
 
 
+@pytest.mark.long
 def test_an_honest_guest_starts_and_ends_a_job_on_each_cpu_without_waiting(tmp_path: Path) -> None:
     async def test(owner: Owner, claims: Claims) -> None:
         began = now()

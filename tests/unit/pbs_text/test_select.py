@@ -126,6 +126,7 @@ def assert_one_pass(read: Callable[[str], object], text: str) -> None:
     assert copied[0] < MOST_STEPS * len(text)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("read", "text"),
     [(chunks, "1:a='" + "x" * 1_000_000 + "'"), (resources, "a=1" + ":a=1" * 25_000)],
@@ -153,6 +154,7 @@ LONG = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("select", LONG.values(), ids=LONG)
 def test_every_long_select_is_read_in_one_pass(select: str) -> None:
     assert_one_pass(examined, select)
