@@ -1,4 +1,4 @@
-"""A domain with 2,000 jobs with the longest names and users: a real agent, and the daemon's own channel."""
+"""A domain with 3,000 jobs with the longest names and users: a real agent, and the daemon's own channel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from node_daemon.agent.wire import MAX_PENDING
 from node_daemon.guest_channel.channel import GuestChannel
 from node_daemon.guest_channel.messages import AnyRequest, Claim, Hello, Jobs, Launched, Release
 
-JOBS = 2000
+JOBS = 3000
 
 
 def job(number: int) -> Doc:
