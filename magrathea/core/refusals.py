@@ -86,6 +86,7 @@ class RefusalCode(StrEnum):
     UNKNOWN_DOMAIN = "unknown-domain"
     UNKNOWN_JOB = "unknown-job"
     UNKNOWN_OP = "unknown-op"
+    VARIABLES_LOST = "variables-lost"
     WANTED_STOPPED = "wanted-stopped"
     WARNING_UNCLEAR = "warning-unclear"
     WRONG_CLASS = "wrong-class"
@@ -201,6 +202,12 @@ TABLE: tuple[Meaning, ...] = (
             _C.WARNING_UNCLEAR,
             "`MAGRATHEA_SIGNAL` of the submitted job is wrong, so nobody would be warned",
             "write it as the text says: `[B:]SIGNAL[@SECONDS]`",
+            Again.NOT,
+        ),
+        (
+            _C.VARIABLES_LOST,
+            "a variable of the submitted job has a byte that is not UTF-8, and PBS would drop all of its variables",
+            "correct that variable, or submit without it (`qsub -v NAME,...`)",
             Again.NOT,
         ),
         (

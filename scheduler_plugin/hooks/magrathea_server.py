@@ -1,5 +1,6 @@
 """Magrathea's hook for the server. Event runjob: refuses jobs that may not start although the published states allow
-it. Events queuejob, modifyjob, movejob, resvsub: refuses a select that names a class, or that can be read in two ways.
+it. Events queuejob, modifyjob, movejob, resvsub: refuses a select that names a class, or that can be read in two ways;
+queuejob also variables that would ask in vain.
 
 *runjob.* The scheduler decides by what the hub has published; between two publications jobs start and end. So this hook
 checks the jobs that the server itself has now on the chosen vnodes and on their siblings (the other domains of the same
@@ -62,10 +63,10 @@ UNSEEN_S = 5.0  # a start is not remembered once the hub has compared so much la
 # The product's table of codes is in magrathea/core/refusals.py; a test compares the two.
 CODES = (
     "hub-lost", "two-domains", "host-busy", "too-big", "no-cpus", "no-class", "class-differs", "no-reservation",
-    "own-class", "select-unclear", "sent-back", "warning-unclear",
+    "own-class", "select-unclear", "sent-back", "warning-unclear", "variables-lost",
 )  # fmt: skip
 HUB_LOST, TWO_DOMAINS, HOST_BUSY, TOO_BIG, NO_CPUS, NO_CLASS, CLASS_DIFFERS, NO_RESERVATION, *_OTHERS = CODES
-OWN_CLASS, SELECT_UNCLEAR, SENT_BACK, WARNING_UNCLEAR = _OTHERS
+OWN_CLASS, SELECT_UNCLEAR, SENT_BACK, WARNING_UNCLEAR, VARIABLES_LOST = _OTHERS
 
 PASSING = frozenset({HUB_LOST, HOST_BUSY, NO_CPUS})  # reasons that go away without anybody changing the job
 # Reasons that stay until somebody changes the job, its queue or the host. It is tried again ever later.
@@ -418,7 +419,18 @@ def check_select(event, wanted):
 
 def check_variables(event, variables):
     """Refuse a wrong text in the variable that asks for a signal: else nobody is warned, and nobody knows why. Refuse
-    the mark of a subjob, too: MoM would refuse it without end, and nobody would close its vnode."""
+    the mark of a subjob, too: MoM would refuse it without end, and nobody would close its vnode.
+
+    If a variable has a byte that is not UTF-8, PBS gives a queuejob hook no variables, and then the job none: refuse
+    that, too. A qsub always sends some, and its arguments."""
+    if variables is None and not unset(event.job.Submit_arguments):
+        event.reject(
+            "magrathea: %s: a variable of this job has a byte that is not UTF-8, and PBS would drop all of the job's"
+            " variables: correct it (env | iconv -f utf-8 > /dev/null tells where), or submit without it"
+            " (qsub -v NAME,... names those that the job needs)" % VARIABLES_LOST
+        )
+    if not variables:
+        return
     if variables.get(REFUSED):
         event.reject("magrathea: %s: %s is Magrathea's own variable: leave it out" % (OWN_CLASS, REFUSED))
     try:
@@ -479,7 +491,7 @@ def main():
         return
     if event.type != pbs.RUNJOB:
         check_select(event, event.job.Resource_List)
-        if event.type == pbs.QUEUEJOB and event.job.Variable_List:
+        if event.type == pbs.QUEUEJOB:
             check_variables(event, event.job.Variable_List)
         return
     wanted, ours = {}, {}

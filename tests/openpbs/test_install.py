@@ -193,16 +193,13 @@ def test_waiting_jobs_get_their_class_and_keep_their_place(pbs: PrivateOpenPbs) 
     pbs.qmgr("delete queue low")
 
 
-def with_a_latin_letter(pbs: PrivateOpenPbs) -> tuple[str, str]:
-    """A job whose environment has a byte that is not UTF-8, and what PBS shows of it."""
-    submit = "CONTACT=$(printf 'J\\374rgen') exec qsub -v CONTACT -- /bin/sleep 100"
-    job = pbs.run(HEAD, ["bash", "-c", submit], user="alice").stdout.strip()
-    return job, pbs.run(HEAD, ["qstat", "-f", "-w", job]).stdout
+LATIN = "CONTACT=$(printf 'J\\374rgen') exec qsub {} -- /bin/sleep 100"
+"""Submits a job whose environment has a byte that is not UTF-8."""
 
 
 def test_bytes_of_a_user_that_are_not_utf_8_spoil_no_command(pbs: PrivateOpenPbs) -> None:
-    job, shown = with_a_latin_letter(pbs)
-    assert "CONTACT=J\udcfcrgen" in shown
+    job = pbs.run(HEAD, ["bash", "-c", LATIN.format("-v CONTACT")], user="alice").stdout.strip()
+    assert "CONTACT=J\udcfcrgen" in pbs.run(HEAD, ["qstat", "-f", "-w", job]).stdout
     well(magrathea(pbs, *INSTALL))
     well(magrathea(pbs, "check"))
     for words in (["--format", "json"], []):
@@ -212,11 +209,15 @@ def test_bytes_of_a_user_that_are_not_utf_8_spoil_no_command(pbs: PrivateOpenPbs
     well(magrathea(pbs, "uninstall", "--dry-run"))
 
 
-def test_any_queuejob_hook_costs_such_a_job_its_environment(pbs: PrivateOpenPbs) -> None:
-    """OpenPBS's own doing (docs/known-limits.md). If this fails, it has been corrected there."""
+@pytest.mark.parametrize("arguments", ["-v CONTACT", "-V", "-q workq -V"])
+def test_a_job_whose_variables_pbs_would_drop_is_refused_and_told_why(pbs: PrivateOpenPbs, arguments: str) -> None:
     well(magrathea(pbs, *INSTALL))
-    _, shown = with_a_latin_letter(pbs)
-    assert "CONTACT=" not in shown and "PBS_O_HOME" not in shown
+    before = pbs.jobs()
+    refused = pbs.run(HEAD, ["bash", "-c", LATIN.format(arguments)], user="alice", check=False)
+    assert refused.returncode != 0 and "variables-lost" in refused.stderr and "iconv" in refused.stderr
+    assert pbs.jobs() == before
+    job = pbs.qsub("alice", "-v", "CONTACT=Jürgen", script="true")
+    assert "CONTACT=Jürgen" in pbs.run(HEAD, ["qstat", "-x", "-f", "-w", job]).stdout
 
 
 def test_with_a_preempted_job_it_refuses_or_resumes_it_first(pbs: PrivateOpenPbs) -> None:

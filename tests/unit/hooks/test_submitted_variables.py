@@ -36,6 +36,17 @@ def test_a_submitted_job_has_no_wrong_variable_of_ours_and_is_told_so(name: str,
     assert moved.accepted, "it was submitted before"
 
 
+@pytest.mark.parametrize(
+    ("attributes", "refused"),
+    [({"Submit_arguments": "-V -- /bin/true"}, True), ({}, False), ({"Submit_arguments": "", "Priority": 1}, False)],
+)
+def test_a_job_whose_variables_pbs_cannot_show_is_refused(attributes: dict[str, object], refused: bool) -> None:
+    """PBS would drop them all. Without arguments it was no qsub; then nobody knows whether there were any."""
+    outcome = Hook(*HOOK).run("queuejob", server=Server("srv", {}, {}), job=HookJob("9.srv", attributes))
+    assert outcome.accepted is not refused
+    assert ("variables-lost" in outcome.message and "UTF-8" in outcome.message) is refused
+
+
 @pytest.mark.parametrize("managed", [True, False])
 @pytest.mark.parametrize("id", ["9[1].srv", "9.srv"])
 def test_a_mark_that_a_user_has_set_past_the_hook_is_taken_back_at_the_start(
