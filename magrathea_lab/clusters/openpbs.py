@@ -218,13 +218,13 @@ class OpenPbsCluster(PartsCluster[MachineProcess]):
         """Take vnodes without suspended jobs out of maintenance; return True if there were any.
 
         PBS leaves such vnodes behind if its server is restarted soon after a preemption (docs/known-limits.md). The
-        hub's
-        alert tells managers to do the same.
+        hub's alert tells managers to do the same.
         """
         held = [name for name, vnode in self.pbs.vnodes().items() if "maintenance" in str(vnode.get("state"))]
         for name in held:
             self.pbs.qmgr(f"delete node {name}")
             self.pbs.qmgr(f"create node {name}\nset node {name} resources_available.ncpus={self.pbs.ncpus}")
+            self.pbs.qmgr(f"set node {name} resv_enable=False")  # as `magrathea pbs install` would
         return bool(held)
 
     # The methods of cluster.Cluster

@@ -145,8 +145,8 @@ class Maintenance:
         return [
             f"ALERT vnode {name} is in maintenance, but no suspended job is on it (PBS has brought back old names when "
             f"it started), and it has no preemptible job with which to end it; once it has no jobs, a manager fixes it:"
-            f" qmgr -c 'delete node {name}', then qmgr -c 'create node {name}' and what the site sets on it; the hub "
-            f"sets the rest"
+            f" qmgr -c 'delete node {name}', then qmgr -c 'create node {name}' and what the site sets on it, then "
+            f"`magrathea pbs install`, so that it takes no reservations; the hub sets the rest"
             for name, looks in sorted(self._stuck.items())
             if looks == ALERT_LOOKS
         ]
