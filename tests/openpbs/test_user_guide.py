@@ -11,7 +11,8 @@ USER = "alice"
 
 
 def test_the_guides_job_is_stopped_for_the_urgent_one_names_it_and_continues(fleet: OpenPbsCluster) -> None:
-    first, second, look = [block.text for block in blocks(ROOT / "docs/user-guide.md") if "user" in block.words]
+    typed_blocks = [block.text for block in blocks(ROOT / "docs/user-guide.md") if "user" in block.words]
+    first, second, look, warned = typed_blocks
     pbs = fleet.pbs
 
     def typed(text: str) -> str:
@@ -30,7 +31,10 @@ def test_the_guides_job_is_stopped_for_the_urgent_one_names_it_and_continues(fle
         assert low.partition(".")[0] in shown
         assert f"preempted by {high}" in " ".join(shown.split()), "the command shows comments"
         assert pbs.wait_job(low, "F", 40)["Exit_status"] == 0
-    assert pbs.output(USER, low, name="job.sh") == "begun\ndone\n"
+        assert pbs.output(USER, low, name="job.sh") == "begun\ndone\n"
+        asks = typed(warned)
+        assert pbs.job(asks)["Variable_List"]["MAGRATHEA_SIGNAL"] == "B:USR1@30"
+        assert pbs.wait_job(asks, "F", 40)["Exit_status"] == 0
     asked = ["qsub", "-l", "select=1:ncpus=1:magrathea_accepts=priority", "--", "/bin/true"]
     refused = pbs.run(HEAD, asked, user=USER, check=False)
     assert refused.returncode != 0, "the class cannot be requested"
