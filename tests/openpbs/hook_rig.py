@@ -78,13 +78,25 @@ class Rig:
             flag.unlink()
 
     def named(self, name: str) -> None:
-        """Let n1's MoM have one vnode, of this name."""
+        """Let n1's MoM have one vnode, of this name.
+
+        With a node the server takes its MoM's hooks away. A new one is free a moment before it has them again.
+        """
+        hooks = self.pbs.pbs_home("n1") / "mom_priv/hooks"
+        files = [hooks / "claims.HK", hooks / "claims.PY"]
+        before = [file.stat().st_mtime_ns for file in files]
         for vnode in self.pbs.vnodes():
             if vnode != "n2":
                 self.pbs.qmgr(f"delete node {vnode}")
         self.pbs.qmgr(f"create node {name}")
         self.pbs.qmgr(f"set node {name} resources_available.ncpus=8\nset node {name} resources_available.mem=64gb")
         self.pbs.wait_free(name, "n2")
+        for file, old in zip(files, before, strict=True):
+            self.pbs.wait(
+                lambda file=file, old=old: file.exists() and file.stat().st_mtime_ns != old,  # type: ignore[misc]
+                f"{file.name} is at n1 again",
+                BOUND_S,
+            )
 
     def claims(self, job: str) -> dict[str, dict[str, Any]]:
         """What each MoM's hook has claimed for a job."""
