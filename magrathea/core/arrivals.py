@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from .model import NOT_ASKED, Amount, Closing, Domain, Ended, Host, Job, Kind, Lifecycle, Mode, Sleep
+from . import placement
+from .model import NOT_ASKED, Closing, Domain, Ended, Host, Job, Lifecycle, Sleep
 from .move_events import RoomMade
 from .moves import Arriving, HostWithMoves, Moves, Ownership, Parcel, Says, Where, Word
-from .shares import summed, unused
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,34 +104,13 @@ def parcel_told(place: HostWithMoves, parcel: Parcel) -> HostWithMoves:
 
 def no_room(host: Host, domain: Domain, moves: Moves) -> str:
     """Why the domain does not fit now, without stopping anybody; empty if it fits. What is expected already counts."""
-    whole, left = host.without_services, unused(host) - reserved(moves)
-    if domain.kind is Kind.SERVICE:
-        need = Amount(domain.cpus, domain.memory_mib)
-    elif domain.cpus > whole.cpus:
-        return f"it has {domain.cpus} CPUs, and {host.name} has {whole.cpus} for domains that take jobs"
-    elif host.mode is Mode.EXCLUSIVE:
-        busy = [d.name for d in host.workers if d.jobs and d.name != domain.name]
-        busy += [x.domain for x in moves.arriving if x.parcel and x.parcel.facts.jobs and not x.adopted]
-        if domain.jobs and busy:
-            return f"only one domain of {host.name} runs jobs at a time, and {busy[0]} has some"
-        need = Amount(0, domain.use.mib + domain.floor_mib)
-    else:
-        need = domain.use + Amount(0, domain.floor_mib)
-    if need.within(left):
-        return ""
-    return f"it needs {need.cpus} CPUs and {need.mib} MiB, and {max(0, left.cpus)} and {max(0, left.mib)} are free"
+    return placement.why_not(placement.room(host, coming(moves), frozenset()), placement.traveller(domain))
 
 
-def reserved(moves: Moves) -> Amount:
-    """What the host keeps for domains that it expects and does not have yet."""
-    awaited = (x.parcel.facts for x in moves.arriving if x.parcel and not (x.adopted or x.cancelled or x.declined))
-    return summed(_held(facts) for facts in awaited)
-
-
-def _held(domain: Domain) -> Amount:
-    if domain.kind is Kind.SERVICE:
-        return Amount(domain.cpus, domain.memory_mib)
-    return domain.use + Amount(0, domain.floor_mib)
+def coming(moves: Moves) -> tuple[Domain, ...]:
+    """The domains that the host expects and does not have yet, by their facts: it keeps room for them."""
+    waits = (x for x in moves.arriving if not (x.adopted or x.cancelled or x.declined))
+    return tuple(x.parcel.facts for x in waits if x.parcel)
 
 
 def prepared(place: HostWithMoves, event: RoomMade) -> HostWithMoves:
