@@ -36,7 +36,7 @@ from .message_base import Time as Time
 from .message_base import Word as Word
 from .message_base import decode
 from .message_base import encode as encode
-from .move_messages import MoveRefused, MoveWords, Ownerships, ParcelSent
+from .move_messages import MoveRefused, MoveWords, Ownerships, ParcelSent, RoomsAsked, RoomsTold, RoomTold
 from .reports import Chunk as Chunk
 from .reports import ChunkPreview as ChunkPreview
 from .reports import DomainReport as DomainReport
@@ -180,14 +180,19 @@ class GivenTold(Message, frozen=True, tag="given-told", omit_defaults=True):
 HEARTBEAT_S = 2.0
 """Seconds between heartbeats. After three missing ones a host is `unknown` to PBS."""
 
-KNOWS_MOVES = f"{__version__}+moves"
-"""The version in the heartbeats of hubs and hosts that know the messages about moves. What is known stands after a `+`:
-a peer of an older release would refuse a heartbeat with a new field."""
+MOVES, ROOMS = "moves", "rooms"
+KNOWS_MOVES = f"{__version__}+{MOVES}.{ROOMS}"
+"""The version in the heartbeats of hubs and hosts that know the messages about moves, and those about room for them.
+What is known stands after a `+`: a peer of an older release would refuse a heartbeat with a new field."""
+
+
+def knows(version: str, what: str) -> bool:
+    """True if the sender of a heartbeat with that version knows the messages about `what` (MOVES, ROOMS)."""
+    return what in version.partition("+")[2].split(".")
 
 
 def knows_moves(version: str) -> bool:
-    """True if the sender of a heartbeat with that version knows the messages about moves."""
-    return "moves" in version.partition("+")[2].split(".")
+    return knows(version, MOVES)
 
 
 def release(version: str) -> str:
@@ -195,8 +200,19 @@ def release(version: str) -> str:
     return version.partition("+")[0]
 
 
-ToHub = Snapshot | Heartbeat | HistoryTold | PartsAsked | GivenAsked | MoveWords | ParcelSent
-ToHost = Books | Heartbeat | Resend | HistoryAsked | PartsTold | GivenTold | Ownerships | MoveRefused | ParcelSent
+ToHub = Snapshot | Heartbeat | HistoryTold | PartsAsked | GivenAsked | MoveWords | ParcelSent | RoomTold | RoomsAsked
+ToHost = (
+    Books
+    | Heartbeat
+    | Resend
+    | HistoryAsked
+    | PartsTold
+    | GivenTold
+    | Ownerships
+    | MoveRefused
+    | ParcelSent
+    | RoomsTold
+)
 
 _to_hub = msgspec.json.Decoder(ToHub)
 _to_host = msgspec.json.Decoder(ToHost)

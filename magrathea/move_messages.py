@@ -16,9 +16,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from .core.model import Domain, Job
+from .core.model import Amount, Domain, Job, Mode
 from .core.moves import Letting, Ownership, Parcel, Says, Transfer
 from .core.moves import Word as Said
+from .core.placement import HostRoom
 from .core.refusals import RefusalCode
 from .job_ids import is_job_id
 from .message_base import MOST_COUNT, MOST_DOMAINS, MOST_JOBS, BadMessage, Count, Message, Sentence, Time, Word, decode
@@ -30,7 +31,11 @@ MOST_TEXT = 4096
 MOST_PAPERS = 65_536
 """Letters of a domain's papers. They name each of its disks and devices."""
 
+MOST_HOSTS = 4096
+"""That a host may take domains from, or ask about."""
+
 Number = Annotated[int, msgspec.Meta(ge=0, le=MOST_NUMBER)]
+Signed = Annotated[int, msgspec.Meta(ge=-MOST_COUNT, le=MOST_COUNT)]
 
 
 class WordTold(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -52,7 +57,7 @@ class MoveWords(Message, frozen=True, tag="move-words"):
 
     sender: Word
     words: Annotated[list[WordTold], msgspec.Meta(max_length=MOST_DOMAINS)]
-    welcome: Annotated[list[Word], msgspec.Meta(max_length=4096)] = []
+    welcome: Annotated[list[Word], msgspec.Meta(max_length=MOST_HOSTS)] = []
     most: Count = 1
 
 
@@ -100,6 +105,61 @@ class MoveRefused(Message, frozen=True, tag="move-refused"):
     text: Sentence
 
 
+class RoomTold(Message, frozen=True, tag="room"):
+    """Host to hub: its room for one more domain, and whose domains it takes. See `core.placement.HostRoom`. Only a hub
+    that knows it gets it (messages.py, `knows`)."""
+
+    sender: Word
+    mode: Mode
+    cpus: Signed
+    mib: Signed
+    whole_cpus: Signed
+    with_jobs: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    welcome: Annotated[list[Word], msgspec.Meta(max_length=MOST_HOSTS)] = []
+    closed: Sentence = ""
+
+    @property
+    def room(self) -> HostRoom:
+        free = Amount(self.cpus, self.mib)
+        return HostRoom(
+            self.sender, self.mode, free, self.whole_cpus, self.with_jobs, frozenset(self.welcome), self.closed
+        )
+
+
+class RoomsAsked(Message, frozen=True, tag="rooms-asked"):
+    """Host to hub: what room do these hosts have for domains of mine? `id`: also the answer's."""
+
+    sender: Word
+    id: Count
+    hosts: Annotated[list[Word], msgspec.Meta(max_length=MOST_HOSTS)]
+
+
+class RoomOf(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """A host's room. `closed`: why it takes no domain of the one that asks."""
+
+    host: Word
+    mode: Mode = Mode.COUNTED
+    cpus: Signed = 0
+    mib: Signed = 0
+    whole_cpus: Signed = 0
+    with_jobs: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    closed: Sentence = ""
+
+
+class RoomsTold(Message, frozen=True, tag="rooms-told"):
+    """Hub to host: the rooms of those that it asked about, in that order."""
+
+    id: Count
+    rooms: Annotated[list[RoomOf], msgspec.Meta(max_length=MOST_HOSTS)]
+
+    def rooms_for(self, source: str) -> tuple[HostRoom, ...]:
+        """As rooms that take domains from the host that asked."""
+        return tuple(
+            HostRoom(r.host, r.mode, Amount(r.cpus, r.mib), r.whole_cpus, r.with_jobs, frozenset({source}), r.closed)
+            for r in self.rooms
+        )
+
+
 class ParcelSent(Message, frozen=True, tag="parcel"):
     """Source to hub, and hub to target: a domain's facts. See `core.moves.Parcel`."""
 
@@ -119,6 +179,24 @@ class ParcelSent(Message, frozen=True, tag="parcel"):
         if facts.name != self.domain:
             raise BadMessage(f"facts of {facts.name!r} in a parcel of {self.domain!r}")
         return Parcel(self.number, self.sender, self.at, self.final, facts, self.papers)
+
+
+def room_of(room: HostRoom) -> RoomTold:
+    """Figures are brought into the bounds of the message."""
+    return RoomTold(
+        sender=room.host,
+        mode=room.mode,
+        cpus=_bounded(room.free.cpus),
+        mib=_bounded(room.free.mib),
+        whole_cpus=_bounded(room.whole_cpus),
+        with_jobs=room.with_jobs,
+        welcome=sorted(room.welcome)[:MOST_HOSTS],
+        closed=room.closed[:MOST_TEXT],
+    )
+
+
+def _bounded(figure: int) -> int:
+    return max(-MOST_COUNT, min(MOST_COUNT, figure))
 
 
 def words_of(sender: str, words: tuple[Said, ...], welcome: frozenset[str], most: int) -> MoveWords:

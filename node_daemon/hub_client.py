@@ -24,12 +24,15 @@ import zmq.asyncio
 from magrathea import __version__, supervision
 from magrathea.core.events import Booking
 from magrathea.core.model import Amount, JobKey
+from magrathea.core.placement import HostRoom
 from magrathea.core.readiness import Unready, together
 from magrathea.logs import RationedLog
 from magrathea.messages import (
     HEARTBEAT_S,
     KNOWS_MOVES,
     MAX_BYTES,
+    MOVES,
+    ROOMS,
     BadMessage,
     Books,
     GivenAsked,
@@ -44,9 +47,9 @@ from magrathea.messages import (
     ToHost,
     decode_to_host,
     encode,
-    knows_moves,
+    knows,
 )
-from magrathea.move_messages import MoveRefused, Ownerships, ParcelSent
+from magrathea.move_messages import MoveRefused, Ownerships, ParcelSent, RoomsAsked, RoomsTold
 
 from .claims.pbs_says import PbsSays
 from .hub_keys import HubError, load_pair
@@ -68,7 +71,7 @@ ANSWER_S = 1.0
 PACE_S = 0.1
 """Shortest time between two questions of one guest. A hostile guest must not use up its host's rate of messages."""
 
-A = TypeVar("A", PartsTold, GivenTold)
+A = TypeVar("A", PartsTold, GivenTold, RoomsTold)
 
 
 @dataclass
@@ -235,12 +238,24 @@ class HubClient:
             log.warning("hub %s: a message cannot be sent: %s", hub.endpoint, error)
         return error is None
 
-    def tell_of_moves(self, message: Message) -> None:
-        """Send to all hubs that know messages about moves. What is lost must be sent again by its author."""
+    def tell_of_moves(self, message: Message, what: str = MOVES) -> None:
+        """Send to all hubs that know messages about moves, or about `what`. What is lost must be sent again by its
+        author."""
         data = encode(message)
-        for hub in self._hubs:
-            if hub.heard_at is not None and knows_moves(hub.version or ""):
-                self._send(hub, data)
+        for hub in self._knowing(what):
+            self._send(hub, data)
+
+    def _knowing(self, what: str) -> list[_Hub]:
+        return [hub for hub in self._hubs if hub.heard_at is not None and knows(hub.version or "", what)]
+
+    async def rooms(self, hosts: Sequence[str]) -> tuple[HostRoom, ...] | None:
+        """What room these hosts have for domains of this one, in that order. None if no hub tells."""
+        question = RoomsAsked(sender=self.host, id=next(self._ids), hosts=list(hosts))
+        with self._put_to(RoomsTold, question, self._knowing(ROOMS)) as waiting:
+            if not waiting:
+                return None
+            done, _ = await asyncio.wait(waiting, timeout=ANSWER_S)
+        return next((answer.result().rooms_for(self.host) for answer in done), None)
 
     async def _receive(self, hub: _Hub) -> None:
         while True:
@@ -269,7 +284,7 @@ class HubClient:
             case HistoryAsked():
                 if self._on_history is not None:
                     self._tell(hub, self._on_history(message))
-            case PartsTold() | GivenTold():
+            case PartsTold() | GivenTold() | RoomsTold():
                 if (asked := hub.asked.pop((type(message), message.id), None)) is not None:
                     asked.set_result(message)
             case Ownerships() | MoveRefused() | ParcelSent():
@@ -325,7 +340,7 @@ class HubClient:
 
     @contextlib.contextmanager
     def _put_to(
-        self, kind: type[A], question: PartsAsked | GivenAsked, hubs: Sequence[_Hub]
+        self, kind: type[A], question: PartsAsked | GivenAsked | RoomsAsked, hubs: Sequence[_Hub]
     ) -> Iterator[set[asyncio.Future[A]]]:
         """Send the question to these hubs. Inside the `with` their answers may come."""
         data, place = encode(question), (kind, question.id)

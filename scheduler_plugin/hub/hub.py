@@ -43,7 +43,7 @@ from magrathea.messages import (
     knows_moves,
     release,
 )
-from magrathea.move_messages import MoveWords, ParcelSent
+from magrathea.move_messages import MoveWords, ParcelSent, RoomsAsked, RoomTold
 from scheduler_plugin.pbs.base import Connect, PbsError
 
 from . import ledger
@@ -65,6 +65,7 @@ from .move_log import MoveLog
 from .movers import Movers
 from .owners import OwnersFile
 from .publisher import Publisher, Read
+from .rooms import Rooms
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +128,7 @@ class Hub:
         self._channel.start()
         self._histories = Histories(self._channel.send)
         self._movers = Movers(owners, self.farm, self._channel, self._charged, self._follow_moves, MoveLog(time.time))
+        self._rooms = Rooms(lambda host: host in self.farm.hosts and self.farm.hosts[host].live)
         self.farm.bind(self._channel.bindings)
         self._pool = CallPool(self._connect, settings.workers, settings.call_deadline_s + GRACE_S)
         # a claim waits for its answer, and the pool's threads may all wait for MoMs
@@ -228,6 +230,10 @@ class Hub:
                 self._movers.said(host, message)
             case ParcelSent():
                 self._movers.parcel(host, message)
+            case RoomTold():
+                self._rooms.said(host, message)
+            case RoomsAsked():
+                self._channel.send(host, self._rooms.answer(host, message))
             case _:
                 assert_never(message)
 

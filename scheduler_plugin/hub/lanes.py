@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 
 from magrathea.budget import Budget
 from magrathea.messages import MAX_BYTES, BadMessage, GivenAsked, Heartbeat, HistoryTold, PartsAsked, Snapshot, ToHub
-from magrathea.move_messages import MoveWords, ParcelSent
+from magrathea.move_messages import MoveWords, ParcelSent, RoomsAsked, RoomTold
 
 RATE_PER_S = 200
 """Messages of one host in one lane, averaged over `RATE_OVER_S`; a daemon sends 50 snapshots a second at most."""
@@ -36,6 +36,8 @@ SHORT_BYTES = 4096
 """No heartbeat is longer."""
 QUESTION_BYTES = 64 * 1024
 """No question about parts is longer: 200 vnodes with names of 255 characters."""
+ROOM_BYTES = 2 * 1024 * 1024
+"""No room is longer, and no question about rooms: 4,096 hosts with the longest names."""
 MOST_DEBT_S = 1.0
 """A message waits no longer than this for work that others have caused as well: bookings, books, answers. One job on
 two hosts makes both pay for it."""
@@ -63,6 +65,8 @@ _KINDS: dict[bytes, tuple[type[ToHub], Lane, int]] = {
     b"history-told": (HistoryTold, Lane.REST, MAX_BYTES),
     b"move-words": (MoveWords, Lane.MOVES, MAX_BYTES),
     b"parcel": (ParcelSent, Lane.MOVES, MAX_BYTES),
+    b"room": (RoomTold, Lane.MOVES, ROOM_BYTES),
+    b"rooms-asked": (RoomsAsked, Lane.MOVES, ROOM_BYTES),
 }
 """The type of each kind of message, its lane, and its largest size."""
 
