@@ -41,6 +41,7 @@ from .reports import Chunk as Chunk
 from .reports import ChunkPreview as ChunkPreview
 from .reports import DomainReport as DomainReport
 from .reports import DomainTravel as DomainTravel
+from .reports import EvacuationView as EvacuationView
 from .reports import FarmView as FarmView
 from .reports import HistoryEntry as HistoryEntry
 from .reports import HostHistory as HostHistory

@@ -140,6 +140,17 @@ class DomainReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
         return MemoryShort(self.lacks) if self.lacks else MemoryComing()
 
 
+class EvacuationView(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """The evacuation of a host: since when, why, and how many of its domains are through. `returning`: the host is
+    being taken back."""
+
+    since: Time
+    reason: Sentence
+    over: Count
+    of: Count
+    returning: bool = False
+
+
 class RefusedClaim(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """A start of a job that was refused lately, and why. Its owner sees the reason as the job's comment."""
 
@@ -156,7 +167,8 @@ class Snapshot(Message, frozen=True, tag="snapshot"):
 
     `services_cpus`: how many of the host's `cpus` services use, configured ones and others. `limits`: those of the
     `notes` that are about the driver itself, and that nobody needs to fix. `away`: configured domains that have moved
-    to other hosts; unset if there are none, so that an older hub understands the snapshot.
+    to other hosts; unset if there are none, so that an older hub understands the snapshot. `evacuation`: the same if
+    the host is not evacuated.
     """
 
     host: Word
@@ -176,6 +188,7 @@ class Snapshot(Message, frozen=True, tag="snapshot"):
     limits: Annotated[list[Sentence], msgspec.Meta(max_length=MOST_NOTES)] = []
     refused: Annotated[list[RefusedClaim], msgspec.Meta(max_length=MOST_REFUSED)] = []
     away: Annotated[list[Word], msgspec.Meta(max_length=MOST_DOMAINS)] | msgspec.UnsetType = msgspec.UNSET
+    evacuation: EvacuationView | msgspec.UnsetType = msgspec.UNSET
 
 
 class HistoryEntry(msgspec.Struct, frozen=True):

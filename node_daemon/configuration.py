@@ -244,6 +244,13 @@ class NodedConfiguration(msgspec.Struct, kw_only=True, frozen=True):
         of_kind = self.shutdown.services if table.kind is Kind.SERVICE else self.shutdown.domains
         return (table.at_shutdown or of_kind) == "sleep"
 
+    def drives(self) -> object:
+        """What a driver is made from."""
+        return [
+            (name, table.kind, table.local, table.libvirt, table.kind is Kind.SERVICE and self.sleeps_at_shutdown(name))
+            for name, table in sorted(self.domain.items())
+        ]
+
     def vnode(self, domain: str) -> str:
         table = self.domain.get(domain)
         return table.vnode if table and table.vnode else domain

@@ -21,6 +21,8 @@ from magrathea.messages import HistoryAsked, HistoryEntry, HistoryTold, Snapshot
 from magrathea.preview import TooLong, outlook
 
 from .configuration import NodedConfiguration
+from .evacuation.evacuation import Evacuation
+from .evacuation.requests import EvacuationRequests
 from .hub_client import HubClient
 from .hypervisor.base import LIFE, SAVE, Driver
 from .journal import Journal, JournalError
@@ -53,6 +55,7 @@ class DaemonForControl(Protocol):
     hub: HubClient
     host_sleep: HostSleep
     move_requests: MoveRequests
+    evacuation: Evacuation
 
     @property
     def host(self) -> Host: ...
@@ -76,6 +79,7 @@ class Admin:
         self._daemon = daemon
         self._previewing = False
         self._readers = asyncio.Semaphore(READERS)
+        evacuation = EvacuationRequests(daemon.evacuation)
         self._control = Control(
             daemon.configuration.control_socket,
             reading={
@@ -87,6 +91,8 @@ class Admin:
                 "host-sleep-report": self._sleep_report,
                 "moves": daemon.move_requests.report,
                 "migrate-plan": daemon.move_requests.plan,
+                "evacuate-plan": evacuation.plan,
+                "evacuation": evacuation.report,
             },
             changing={
                 "drain": self._drain,
@@ -99,6 +105,8 @@ class Admin:
                 "host-sleep": self._sleep,
                 "host-wake": self._wake,
                 "migrate": daemon.move_requests.migrate,
+                "evacuate": evacuation.evacuate,
+                "host-return": evacuation.take_back,
             },
             group=daemon.configuration.control.group,
             costs={"history": HISTORY_COST_S},
@@ -189,6 +197,10 @@ class Admin:
         return granted(said=said)
 
     async def _undrain(self, request: ControlRequest) -> bytes:
+        if self._daemon.evacuation.closed:
+            name = self._daemon.host.name
+            text = f"{name} is evacuated, so all its domains drain; `magrathea host return {name}` ends that"
+            raise Denied(RefusalCode.BAD_REQUEST, text)
         said = []
         for name in self._meant(request.domain):
             before = self._domain(name)

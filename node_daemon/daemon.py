@@ -22,7 +22,7 @@ from magrathea.configuration import ConfigurationError
 from magrathea.core import events as ev
 from magrathea.core import machine, migration
 from magrathea.core import move_events as me
-from magrathea.core.model import Amount, Host, JobKey, Kind
+from magrathea.core.model import Amount, Host, JobKey
 from magrathea.core.moves import HostWithMoves
 from magrathea.core.plan import Step
 from magrathea.core.readiness import Unready
@@ -36,6 +36,7 @@ from .clock import Clock
 from .configuration import NodedConfiguration, changes, read
 from .control_operations import Admin
 from .decided import Decided, limited_log
+from .evacuation.evacuation import Evacuation
 from .facts import Facts, differs
 from .hub_client import HubClient
 from .hypervisor.base import Driver, DriverError, Others
@@ -108,6 +109,7 @@ class Daemon:
         mover = make_mover(self.configuration)
         self.moves = None if mover is None else DomainMoves(self, mover)
         self.move_requests = MoveRequests(self, self.moves)
+        self.evacuation = Evacuation(self)
         self.hub: HubClient = self._make_hub()
         self.admin = Admin(self)
         self._refused: deque[RefusedClaim] = deque(maxlen=MOST_REFUSED)
@@ -152,6 +154,7 @@ class Daemon:
         self.life.look_soon()
         self.claims.inquirer.look_soon()
         self.host_sleep.look_soon()
+        self.evacuation.look_soon()
         if self.moves is not None:
             self.moves.look_soon()
 
@@ -175,6 +178,9 @@ class Daemon:
             self._facts_changed()
         self._arm()
         return decisions
+
+    def closed_to_visitors(self) -> str:
+        return "its machine is put to sleep for a shutdown" if self.host_sleep.going_on else self.evacuation.closed
 
     def life_rests(self, name: str) -> bool:
         return migration.life_rests(self.facts.moves, name)
@@ -205,8 +211,11 @@ class Daemon:
     def beside(self) -> snapshots.Beside:
         switch = [*self.switch.progress.notes(), *self.switch.interference.notes()]
         notes = [*self.hub.silent(), *self.driver.notes(), *switch, *self.claims.notes(), *self.life.notes()]
-        notes += [*self.host_sleep.notes(), *self.saves.notes()]
-        notes += self.moves.notes() if self.moves is not None else ()
+        notes += [
+            *self.host_sleep.notes(),
+            *self.saves.notes(),
+            *(self.moves.notes() if self.moves is not None else ()),
+        ]
         if self.facts.trouble:
             notes.append(f"the journal fails, no new jobs are taken: {self.facts.trouble}")
         return snapshots.Beside(
@@ -227,6 +236,7 @@ class Daemon:
             closed=self.claims.closed(),
             travels=self.move_requests.travels(),
             away=tuple(self.moves.away()) if self.moves is not None else (),
+            evacuation=self.evacuation.view(),
         )
 
     def snapshot(self, revision: int) -> Snapshot:
@@ -345,6 +355,7 @@ class Daemon:
         self.host_sleep.start()
         if self.moves is not None:
             self.moves.start()
+        self.evacuation.start()
         self.saves.judge_soon()
         self.switch.look_soon()
 
@@ -354,6 +365,7 @@ class Daemon:
         if self._tick_task is not None:
             self._tick_task.cancel()
         await self.admin.close()
+        await self.evacuation.close()
         await self.host_sleep.close()
         if self.moves is not None:
             await self.moves.close()
@@ -387,7 +399,7 @@ class Daemon:
     async def _use(self, configuration: NodedConfiguration) -> list[str]:
         """Let this configuration replace the present one. Returns a sentence for each thing that it cannot change."""
         driver, before, said = self.driver, self.driver, list[str]()
-        if _drives(configuration) != _drives(self.configuration):
+        if configuration.drives() != self.configuration.drives():
             driver = told(self._make_driver(configuration), self.facts.place, configuration)
             try:
                 await driver.start(self.life.noticed)
@@ -440,11 +452,3 @@ class Daemon:
                 self.switch.readings.refresh_soon()
                 self.saves.judge_soon()
             await self._listening.adjust()
-
-
-def _drives(c: NodedConfiguration) -> object:
-    """What a driver is made from."""
-    return [
-        (name, table.kind, table.local, table.libvirt, table.kind is Kind.SERVICE and c.sleeps_at_shutdown(name))
-        for name, table in sorted(c.domain.items())
-    ]

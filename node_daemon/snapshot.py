@@ -25,6 +25,7 @@ from magrathea.messages import (
     MOST_NOTES,
     DomainReport,
     DomainTravel,
+    EvacuationView,
     JobReport,
     MemoryMove,
     RefusedClaim,
@@ -67,6 +68,7 @@ class Beside:
     travels: Mapping[str, DomainTravel] = field(default_factory=dict)
     """Domains that take no jobs because they move between hosts."""
     away: tuple[str, ...] = ()
+    evacuation: EvacuationView | None = None
     """Configured domains that are at other hosts."""
 
 
@@ -111,6 +113,7 @@ def snapshot(host: Host, beside: Beside, revision: int = 0) -> Snapshot:
         limits=[note[:4096] for note in beside.limits],
         refused=[claim for claim in beside.refused if host.now - claim.at < REFUSED_S],
         away=list(beside.away) or msgspec.UNSET,
+        evacuation=beside.evacuation or msgspec.UNSET,
     )
 
 

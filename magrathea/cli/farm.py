@@ -34,8 +34,8 @@ def hosts(hub_option: str | None, socket_option: str | None, form: str) -> None:
       magrathea hosts
       magrathea hosts --format plain | awk -F'\\t' '$1 == "domain" && $2 == "fault" {print $4}'
 
-    Columns of `plain`: `host`, `domain` or `move`; the state (of a host: live, paused or silent; of a move under way:
-    both hosts); how many; names.
+    Columns of `plain`: `host`, `domain` or `move`; the state (of a host: live, evacuating, evacuated, returning, paused
+    or silent; of a move under way: both hosts); how many; names.
 
     Exit codes: 0 all well; 1 a host is silent, or a domain is in fault or unknown; 2 wrong usage; 3 neither hub nor
     daemon answers, nor PBS if there is neither.
@@ -46,7 +46,9 @@ def hosts(hub_option: str | None, socket_option: str | None, form: str) -> None:
     if alone:
         groups = login.groups("hosts")
     for host in known.hosts if known else []:
-        if host.live and host.snapshot.paused_since is not None:
+        if host.live and host.snapshot.evacuation is not msgspec.UNSET:
+            groups["host", view.evacuation_word(host.snapshot.evacuation)].append(host.snapshot.host)
+        elif host.live and host.snapshot.paused_since is not None:
             groups["host", "paused"].append(host.snapshot.host)
         else:
             groups["host", "live" if host.live else "silent"].append(host.snapshot.host)

@@ -17,7 +17,7 @@ import click
 import msgspec
 
 from magrathea.core.words import State, StoppedBy
-from magrathea.reports import DomainReport, JobReport, MoveView, SleepReport, Snapshot
+from magrathea.reports import DomainReport, EvacuationView, JobReport, MoveView, SleepReport, Snapshot
 from magrathea.text import printable, printable_json
 
 COLOURS = {
@@ -238,6 +238,16 @@ def _jobs(snapshot: Snapshot) -> list[str]:
     )
 
 
+def evacuation_word(known: EvacuationView) -> str:
+    """What a host that is evacuated is, in one word."""
+    return "returning" if known.returning else "evacuating" if known.over < known.of else "evacuated"
+
+
+def evacuation(known: EvacuationView, at: float) -> str:
+    state = f"{evacuation_word(known)} for {duration(at - known.since)}"
+    return f"{state}, {known.over} of {known.of} domains are through: {known.reason}"
+
+
 def table(snapshot: Snapshot, compact: bool = False) -> str:
     hub = "hub connected" if snapshot.hub_connected else "no hub: nothing new is preempted"
     size = f"{snapshot.cpus} CPUs, {snapshot.memory_mib} MiB"
@@ -245,6 +255,8 @@ def table(snapshot: Snapshot, compact: bool = False) -> str:
     if snapshot.paused_since is not None:
         since = duration(snapshot.at - snapshot.paused_since)
         lines += [styled(f"paused for {since}: {clean(snapshot.paused)}", "yellow")]
+    if snapshot.evacuation is not msgspec.UNSET:
+        lines += [styled(clean(evacuation(snapshot.evacuation, snapshot.at)), "yellow")]
     lines += ["", *_domains(snapshot)]
     if any(domain.jobs for domain in snapshot.domains):
         lines += ["", *_jobs(snapshot)]

@@ -21,13 +21,13 @@ from dataclasses import replace
 from typing import assert_never
 
 from magrathea import supervision
-from magrathea.core import arrivals, migration
+from magrathea.core import arrivals, migration, placement
 from magrathea.core import move_events as me
 from magrathea.core.migration import MoveStep
 from magrathea.core.moves import HostWithMoves, Moves, Parcel, Where
 from magrathea.core.refusals import RefusalCode
-from magrathea.messages import HEARTBEAT_S, BadMessage
-from magrathea.move_messages import MoveRefused, Ownerships, ParcelSent, parcel_of, words_of
+from magrathea.messages import HEARTBEAT_S, ROOMS, BadMessage
+from magrathea.move_messages import MoveRefused, Ownerships, ParcelSent, parcel_of, room_of, words_of
 
 from ..hypervisor.base import DriverError
 from ..hypervisor.moving import DomainMover
@@ -58,6 +58,7 @@ class DomainMoves:
         self._rounds: asyncio.Task[None] | None = None
         self._said: tuple[float, object] = (-math.inf, None)
         """When words and parcels were last sent (the loop's time), and what was in them."""
+        self._room_said_at = -math.inf
         self._present: frozenset[str] = frozenset()
         """The domains that the rest of the daemon was last told of."""
 
@@ -265,6 +266,7 @@ class DomainMoves:
         """Say to the hub all that the facts say, if it has changed, and again after a while."""
         place, c = self._place, self._daemon.configuration
         words, parcels = migration.words(place), tuple(self._parcels())
+        self._say_room()
         content = words, parcels, c.visitors.hosts, c.moves.at_once, self._daemon.hub.connected
         said_at, said = self._said
         if content == said and loop_time() < said_at + HEARTBEAT_S:
@@ -275,6 +277,16 @@ class DomainMoves:
             self._daemon.hub.tell_of_moves(parcel_of(replace(parcel, at=self._daemon.now()), to))
         if self._moves.leaving or self._moves.arriving:
             self._daemon.hub.publish()
+
+    def _say_room(self) -> None:
+        """Say what room there is for visitors. It changes with every job, so it is not said more often than a
+        heartbeat: who looks for a place may find it taken, and asks the next host."""
+        hosts, coming = self._daemon.configuration.visitors.hosts, arrivals.coming(self._moves)
+        if not hosts or loop_time() < self._room_said_at + HEARTBEAT_S:
+            return
+        self._room_said_at = loop_time()
+        room = placement.room(self._place.host, coming, frozenset(hosts), self._daemon.closed_to_visitors())
+        self._daemon.hub.tell_of_moves(room_of(room), ROOMS)
 
     def _parcels(self) -> Iterator[tuple[str, Parcel]]:
         """Each parcel with the host that it is for. Its time is that of sending, so that an unchanged one is known."""

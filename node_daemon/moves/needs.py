@@ -6,7 +6,7 @@ from typing import Protocol
 
 from magrathea.core import move_events as me
 from magrathea.core.moves import HostWithMoves
-from magrathea.messages import Message
+from magrathea.messages import MOVES, Message
 
 from ..configuration import NodedConfiguration
 from ..hypervisor.base import Driver
@@ -19,17 +19,10 @@ class HubForMoves(Protocol):
     @property
     def connected(self) -> bool: ...
 
-    def tell_of_moves(self, message: Message) -> None:
-        """Send to the hub if it is there; a message that is lost is sent again."""
+    def tell_of_moves(self, message: Message, what: str = MOVES) -> None:
+        """Send to the hub if it is there and knows messages about `what`; a message that is lost is sent again."""
 
     def publish(self) -> None: ...
-
-
-class SleepForMoves(Protocol):
-    """The sleep of the whole host."""
-
-    @property
-    def going_on(self) -> bool: ...
 
 
 class DaemonForMoves(Protocol):
@@ -40,15 +33,16 @@ class DaemonForMoves(Protocol):
     driver: Driver
 
     @property
-    def host_sleep(self) -> SleepForMoves: ...
-
-    @property
     def hub(self) -> HubForMoves: ...
 
     @property
     def place(self) -> HostWithMoves: ...
 
     def now(self) -> float: ...
+
+    def closed_to_visitors(self) -> str:
+        """Why no domain may come now; empty if those of the configured hosts may."""
+        ...
 
     def apply_move(self, event: me.MoveEvent) -> tuple[me.Decision, ...] | None:
         """Make the event a fact; None if it cannot be written to disk."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from magrathea.control import ControlRequest, Denied, granted
 from magrathea.core import arrivals, departures, migration
 from magrathea.core import events as ev
@@ -79,13 +81,40 @@ class MoveRequests:
                 self._permitted(request.to)
             plan, papers, to = None, "", request.to
         else:
-            departure, plan = await self._planned(name, request.to)
+            plan, papers = await self._plan_with_papers(name, request.to)
             to = plan.hosts[0]
-            try:
-                papers = papers_of(daemon.configuration, name, departure).encoded()
-            except PapersRefused as error:
-                raise Denied(RefusalCode.NOT_SUPPORTED, f"{name} cannot move: {error}") from error
-        until = now + daemon.configuration.moves.patience_s
+        self._begin(name, to, papers)
+        return granted(now=now, plan=plan, moves=self._reports())
+
+    async def why_not(self, name: str) -> Denied | None:
+        """Why the domain cannot move now, whichever host takes it; None if it can, as far as this host knows."""
+        try:
+            await self._plan_with_papers(name, "")
+        except Denied as no:
+            return no
+        return None
+
+    async def begin(self, name: str, to: str, ready: Callable[[], None]) -> None:
+        """Begin the move. `ready` is called right before, if nothing stands in the way. Raises Denied."""
+        _, papers = await self._plan_with_papers(name, to)
+        ready()
+        self._begin(name, to, papers)
+
+    def ended(self, name: str) -> MoveEnd | None:
+        """How the domain's last move ended, since this daemon's start."""
+        return self._ended.get(name)
+
+    async def _plan_with_papers(self, name: str, to: str) -> tuple[MovePlan, str]:
+        departure, plan = await self._planned(name, to)
+        try:
+            return plan, papers_of(self._daemon.configuration, name, departure).encoded()
+        except PapersRefused as error:
+            raise Denied(RefusalCode.NOT_SUPPORTED, f"{name} cannot move: {error}") from error
+
+    def _begin(self, name: str, to: str, papers: str) -> None:
+        """Let the core decide. Raises Denied."""
+        daemon = self._daemon
+        until = daemon.now() + daemon.configuration.moves.patience_s
         decisions = daemon.apply_move(me.MoveRequested(daemon.now(), name, to, until, papers))
         if decisions is None:
             raise Denied(RefusalCode.JOURNAL, "the journal cannot be written, so no move begins; the status says why")
@@ -94,7 +123,6 @@ class MoveRequests:
                 raise Denied(said.code, said.text)
         if self._moves is not None:
             self._moves.look_soon()
-        return granted(now=now, plan=plan, moves=self._reports())
 
     def _permitted(self, to: str) -> None:
         """Raises Denied if this host moves no domain to `to`; empty: to any host."""

@@ -91,9 +91,8 @@ class MoveSteps:
         number = arriving.number
 
         async def work() -> None:
-            failed, room = unacceptable(self._daemon.configuration, name, papers), ""
-            if self._daemon.host_sleep.going_on:
-                failed = "its machine is put to sleep for a shutdown"
+            closed = self._daemon.closed_to_visitors()
+            failed, room = closed or unacceptable(self._daemon.configuration, name, papers), ""
             if not failed:
                 try:
                     room = await self._prepared(name, papers)

@@ -27,6 +27,7 @@ from magrathea.configuration import ConfigurationError
 from magrathea.core.model import Kind
 
 from ..configuration import DEFAULT_PATH, NodedConfiguration, read
+from ..evacuation.cli import evacuate, give_back
 from ..hypervisor.libvirt.movable import networks, pinned_now, process_of
 from ..hypervisor.libvirt.pinning import QemuProcesses, pinned
 from ..reboot.cli import sleep, wake
@@ -145,18 +146,21 @@ def _machine(configuration: NodedConfiguration | None) -> tuple[int, int]:
     return cpus, mib
 
 
-@click.group(short_help="this host as a whole: adopt its domains, sleep before a reboot, wake")
+@click.group(short_help="this host as a whole: adopt its domains, evacuate it, sleep before a reboot")
 def host() -> None:
-    """Let Magrathea manage this host's libvirt domains, or undo that; put them to sleep before a reboot.
+    """Let Magrathea manage this host's libvirt domains, or undo that; put them to sleep before a reboot; empty it.
 
     \b
     Examples:
       magrathea host adopt
+      magrathea host evacuate h1 --dry-run
       magrathea host sleep --dry-run
     """
 
 
 host.add_command(sleep)
+host.add_command(evacuate)
+host.add_command(give_back)
 host.add_command(wake)
 
 

@@ -86,6 +86,7 @@ def _host(paths: Paths) -> Iterator[Check]:
     elif any(address.startswith("tcp://") for address in configuration.hub.endpoints):
         yield private(HOST, "keys", Path(configuration.hub.key_file))
     yield from _daemon(configuration)
+    yield from _evacuation(configuration)
 
 
 def _host_sockets(configuration: NodedConfiguration) -> Iterator[Check]:
@@ -124,6 +125,18 @@ def _away(configuration: NodedConfiguration) -> list[str]:
     except (client.Unreachable, client.RequestRefused):
         return []
     return [] if away is msgspec.UNSET else away
+
+
+def _evacuation(configuration: NodedConfiguration) -> Iterator[Check]:
+    """Nothing if the host is not evacuated."""
+    try:
+        known = client.status(configuration.control_socket).evacuation
+    except (client.Unreachable, client.RequestRefused):
+        return
+    if known is not msgspec.UNSET:
+        text = f"no job starts here: the host is evacuated, {known.over} of {known.of} domains are through"
+        back = f"magrathea host return {configuration.host.name}"
+        yield Check(HOST, "evacuation", Status.NOTE, text, f"magrathea host evacuate: {known.reason}", back)
 
 
 def _is_hidden(file: Path) -> bool:

@@ -22,7 +22,7 @@ from magrathea.core import events as ev
 from magrathea.core import move_events as me
 from magrathea.core.model import Domain, JobClass, JobKey
 from magrathea.core.moves import HostWithMoves
-from magrathea.messages import BadMessage, Message, decode_to_host, decode_to_hub, encode
+from magrathea.messages import MOVES, BadMessage, Message, decode_to_host, decode_to_hub, encode
 from magrathea.move_messages import MoveRefused, MoveWords, ParcelSent, ownerships_of
 from magrathea.move_reports import MoveEnd, MovesAnswer
 from magrathea_lab.rigs.virtual_time import LoopClock, run
@@ -131,9 +131,9 @@ class Host:
         self.left_out: tuple[Any, Any] = ({}, frozenset())
         """What the driver was told last."""
         self.driver: Any = SimpleNamespace(leave_out=lambda *names: setattr(self, "left_out", names))
-        self.host_sleep = SimpleNamespace(going_on=False)
+        self.closed = ""
         self.hub = SimpleNamespace(
-            connected=True, publish=lambda: None, tell_of_moves=lambda message: scene.send(self, message)
+            connected=True, publish=lambda: None, tell_of_moves=lambda message, what=MOVES: scene.send(self, message)
         )
         self.moves = DomainMoves(self, FakeMover(scene.world, name))
         self.requests = MoveRequests(self, self.moves)
@@ -145,6 +145,9 @@ class Host:
     @property
     def place(self) -> HostWithMoves:
         return self.facts.place
+
+    def closed_to_visitors(self) -> str:
+        return self.closed
 
     def domain(self, name: str = N1) -> Domain | None:
         return self.place.host.domain(name)

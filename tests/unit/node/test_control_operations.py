@@ -46,6 +46,7 @@ class Owner:
         self.switch: Any = SimpleNamespace(clear=lambda domain: None)
         self.saves: Any = SimpleNamespace(estimates=lambda: lambda road, domain, mib: None)
         self.host_sleep: Any = SimpleNamespace()
+        self.evacuation: Any = SimpleNamespace(closed="")
         self.move_requests: Any = SimpleNamespace(report=None, plan=None, migrate=None)
         self.hub: Any = SimpleNamespace(revision=1)
         self.driver: Any = SimpleNamespace(capabilities=frozenset())

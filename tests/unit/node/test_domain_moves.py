@@ -127,7 +127,7 @@ def test_a_host_that_lacks_something_declines_and_the_reason_comes_back() -> Non
 
 def test_a_host_that_is_put_to_sleep_declines() -> None:
     async def test(scene: Scene) -> None:
-        scene.hosts["b"].host_sleep.going_on = True
+        scene.hosts["b"].closed = "its machine is put to sleep for a shutdown"
         assert await moved(scene) == "a"
         assert "b: its machine is put to sleep" in (await scene.hosts["a"].end()).text
 
