@@ -122,9 +122,9 @@ class Facts:
             self.since.update(states)
         elif decisions:
             self.journal.note(place.host.now, None, decisions)
-        domains_change = place.host.domains != self.host.domains
+        changes = (place.host.domains, place.host.coming) != (self.host.domains, self.host.coming)
         self.host, self.moves = place.host, place.moves
-        if domains_change:  # what is wanted of the siblings may be another thing now
+        if changes:  # what is wanted of the siblings may be another thing now
             self.apply(ev.TimerFired(self.host.now))
         return decisions
 

@@ -144,6 +144,9 @@ def blocked(host: Host, domain: Domain, cls: JobClass) -> Refusal | None:
     """On an exclusive host: the refusal if a sibling cannot be pushed aside, or not far enough. None otherwise."""
     if host.mode is Mode.COUNTED:
         return None
+    if coming := next((c for c in host.coming if c.busy and c.name != domain.name), None):
+        text = f"{coming.name} is on its way here, or may come back to {host.name}, with jobs"
+        return Refusal(RefusalCode.HOST_BUSY, text)
     in_the_way = {
         JobClass.PRIORITY: _not_stoppable,
         JobClass.PREEMPTIBLE: _in_use,
@@ -228,9 +231,10 @@ def _sized(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal |
             )
         if size.cpus > left.cpus:
             text = f"{size.cpus} CPUs asked for, {left.cpus} left on {host.name} for class {cls}"
-            return Refusal(RefusalCode.CPUS, text + _of_services(host.cpus, host.without_services.cpus, "CPUs"))
+            text += _of_services(host.cpus, host.without_services.cpus, "CPUs")
+            return Refusal(RefusalCode.CPUS, text + _of_moves(host))
         text = f"{size.mib} MiB asked for, {left.mib} left on {host.name} for class {cls}"
-        text += _of_services(host.memory_mib, host.without_services.mib, "MiB")
+        text += _of_services(host.memory_mib, host.without_services.mib, "MiB") + _of_moves(host)
         return Refusal(RefusalCode.MEMORY, _told_too(text, disk_obstacles(host)))
     if cls is not JobClass.PRIORITY:
         return ()
@@ -252,6 +256,12 @@ def _with_hub(host: Host) -> Host:
 def _of_services(has: int, left: int, unit: str) -> str:
     """How much of the host services take, for people; empty if there are no services."""
     return f"; of its {has} {unit} services have {has - left}" if left < has else ""
+
+
+def _of_moves(host: Host) -> str:
+    """What moves keep, for people; empty if they keep nothing."""
+    kept = (f"{c.size.cpus} CPUs and {c.size.mib} MiB are kept for {c.name}, which moves" for c in host.coming)
+    return "".join(f"; {text}" for text in kept)
 
 
 def defrost_verdict(host: Host, domain: Domain, until: float) -> Refusal | tuple[str, ...]:

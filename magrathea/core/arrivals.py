@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from . import placement
-from .model import NOT_ASKED, Closing, Domain, Ended, Host, Job, Lifecycle, Sleep
+from .model import NOT_ASKED, Amount, Closing, Coming, Domain, Ended, Host, Job, Kind, Lifecycle, Sleep
 from .move_events import RoomMade
-from .moves import Arriving, HostWithMoves, Moves, Ownership, Parcel, Says, Where, Word
+from .moves import Arriving, HostWithMoves, Ownership, Parcel, Says, Where, Word
+from .shares import place_kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +99,33 @@ def parcel_told(place: HostWithMoves, parcel: Parcel) -> HostWithMoves:
         here = replace(here, papers=old.papers)
     changed = replace(arriving, parcel=here)
     if old is None and not arriving.declined and not arriving.here:
-        changed = replace(changed, declined=no_room(place.host, parcel.facts, place.moves))
+        changed = replace(changed, declined=no_room(place.host, parcel.facts))
     return replace(place, moves=place.moves.with_arriving(arriving.domain, changed))
 
 
-def no_room(host: Host, domain: Domain, moves: Moves) -> str:
+def no_room(host: Host, domain: Domain) -> str:
     """Why the domain does not fit now, without stopping anybody; empty if it fits. What is expected already counts."""
-    return placement.why_not(placement.room(host, coming(moves), frozenset()), placement.traveller(domain))
+    return placement.why_not(placement.room(host, frozenset()), placement.traveller(domain))
 
 
-def coming(moves: Moves) -> tuple[Domain, ...]:
-    """The domains that the host expects and does not have yet, by their facts: it keeps room for them."""
-    waits = (x for x in moves.arriving if not (x.adopted or x.cancelled or x.declined))
-    return tuple(x.parcel.facts for x in waits if x.parcel)
+def _size(host: Host, domain: Domain) -> Amount:
+    """What is kept for a domain that is not among the host's. A domain of its name that is down has its floor here."""
+    if domain.kind is Kind.SERVICE:
+        return Amount(domain.cpus, domain.memory_mib)
+    own = host.domain(domain.name)
+    floor_mib = max(0, domain.floor_mib - (own.floor_mib if own is not None else 0))
+    return domain.use + place_kept(domain) + Amount(0, floor_mib)
+
+
+def with_room_kept(place: HostWithMoves) -> HostWithMoves:
+    """The host, which counts what its moves keep: for a domain from its first facts until it is among the host's own or
+    does not come; and for one that has gone until another host has its facts, because it may come back."""
+    moves = place.moves
+    awaited = (x.parcel for x in moves.arriving if x.here or not x.declined if not (x.adopted or x.cancelled))
+    facts = [parcel.facts for parcel in awaited if parcel is not None]
+    facts += [x.sealed for x in moves.leaving if x.sealed is not None]
+    coming = tuple(Coming(d.name, _size(place.host, d), bool(d.jobs)) for d in facts)
+    return place if coming == place.host.coming else replace(place, host=replace(place.host, coming=coming))
 
 
 def prepared(place: HostWithMoves, event: RoomMade) -> HostWithMoves:

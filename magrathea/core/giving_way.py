@@ -51,7 +51,7 @@ def _lack_mib(host: Host) -> int:
     if not any(d.running or d.keeps_its_place or restoring(d) for d in host.workers):
         return 0
     kept = sum(place_kept(d).mib + (d.memory_mib if restoring(d) else 0) for d in host.workers)
-    return floors_mib(host) + sum(d.use.mib for d in host.workers) + kept - host.without_services.mib
+    return floors_mib(host) + sum(d.use.mib for d in host.workers) + kept - host.for_workers.mib
 
 
 def _may_begin(host: Host, domain: Domain) -> bool:

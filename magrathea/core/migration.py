@@ -66,7 +66,7 @@ def handle(place: HostWithMoves, event: MoveEvent, rules: arrivals.Rules = arriv
     before = replace(place, host=replace(host, now=max(host.now, event.at)))
     place, answered = _handled(before, event)
     place, more = _settled(before, place, rules)
-    return place, (*said, *answered, *more)
+    return arrivals.with_room_kept(place), (*said, *answered, *more)
 
 
 def _handled(place: HostWithMoves, event: MoveEvent) -> Result:

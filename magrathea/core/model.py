@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 
 from .values import NOTHING as NOTHING
 from .values import Amount as Amount
+from .values import Coming as Coming
 from .values import StopWarning as StopWarning
 from .words import CLASSES_OF as CLASSES_OF
 from .words import GiveWay as GiveWay
@@ -376,7 +377,8 @@ class Host:
     `memory_mib`: memory of all domains together, without the host's reserve. `hub_lost`: no hub answers, so nothing new
     is preempted. `paused`: None if it is not paused. `now`: the time of the last event. `domains`: sorted by name.
     `driver_lost_at`: when the hypervisor stopped answering; None while it answers. `others`: CPUs and memory of the
-    hypervisor's domains that are not configured; they are subtracted like services.
+    hypervisor's domains that are not configured; they are subtracted like services. `coming`: the domains for which
+    moves keep room.
     """
 
     name: str
@@ -390,6 +392,7 @@ class Host:
     paused: Pause | None = None
     driver_lost_at: float | None = None
     others: Amount = NOTHING
+    coming: tuple[Coming, ...] = ()
 
     @cached_property
     def _by_name(self) -> dict[str, Domain]:
@@ -419,6 +422,12 @@ class Host:
         services = [d for d in self.domains if d.kind is Kind.SERVICE]
         cpus, mib = sum(d.cpus for d in services), sum(d.memory_mib for d in services)
         return Amount(self.cpus - cpus, self.memory_mib - mib) - self.others
+
+    @cached_property
+    def for_workers(self) -> Amount:
+        """What the host has for its own domains that take jobs: without what moves keep for others."""
+        cpus, mib = sum(c.size.cpus for c in self.coming), sum(c.size.mib for c in self.coming)
+        return self.without_services - Amount(cpus, mib)
 
 
 def once(host: Host, follows: Callable[[Host, *About], Answer], *about: *About) -> Answer:

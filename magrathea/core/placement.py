@@ -78,20 +78,18 @@ def traveller(domain: Domain) -> Traveller:
     )
 
 
-def room(host: Host, expected: Iterable[Domain], welcome: frozenset[str], closed: str = "") -> HostRoom:
-    """`expected`: the domains that are on their way to the host, by their facts. The closing reasons that the host's
-    own facts have are added."""
-    free, coming = unused(host), [traveller(domain) for domain in expected]
-    for one in coming:
-        free -= one.need(Mode.COUNTED)
-    busy = [d.name for d in host.workers if d.jobs] + [one.name for one in coming if one.has_jobs]
+def room(host: Host, welcome: frozenset[str], closed: str = "") -> HostRoom:
+    """What moves keep counts already (`Host.coming`). The closing reasons that the host's own facts have are added."""
+    busy = [d.name for d in host.workers if d.jobs] + [one.name for one in host.coming if one.busy]
     reasons = (
         (bool(closed), closed),
         (host.paused is not None, "it is paused"),
         (host.driver_lost_at is not None, "its hypervisor does not answer"),
     )
     why = next((text for holds, text in reasons if holds), "")
-    return HostRoom(host.name, host.mode, free, host.without_services.cpus, busy[0] if busy else "", welcome, why)
+    return HostRoom(
+        host.name, host.mode, unused(host), host.without_services.cpus, busy[0] if busy else "", welcome, why
+    )
 
 
 def unknown(host: str, source: str, why: str) -> HostRoom:

@@ -111,12 +111,12 @@ def _desired(host: Host) -> dict[str, Want]:
     alone = [name for name, jobs in active.items() if jobs] if host.mode is Mode.EXCLUSIVE else []
     away = sum(d.floor_mib for d in host.workers if d.name not in held)
     leaving = sum(held[d.name] - d.floor_mib for d in up if d.gives_way)
-    somebody_wakes = any(d.waking for d in host.workers)
+    somebody_comes = bool(host.coming) or any(d.waking for d in host.workers)
     wants = {}
     for d in up:
         if not active[d.name]:
             cap = preempted_cap(host.limits) if d.jobs else NO_CAP
-            shrink = (d.saving or d.falls_asleep or somebody_wakes) and not d.jobs
+            shrink = (d.saving or d.falls_asleep or somebody_comes) and not d.jobs
             wants[d.name] = Want(cap, held[d.name], idle=not d.jobs, shrink=shrink, grows_to_mib=d.floor_mib)
         elif host.mode is Mode.COUNTED:
             wants[d.name] = Want(share_cap(_share_cpus(host, active[d.name])), held[d.name])
@@ -124,7 +124,7 @@ def _desired(host: Host) -> dict[str, Want]:
             wants[d.name] = Want(NO_CAP, _at_most(d, held[d.name]))
             if alone == [d.name]:
                 needs, others = held[d.name], held_by_all - held[d.name]
-                free = host.without_services.mib - away - others
+                free = host.for_workers.mib - away - others
                 rest = max(free, min(needs, free + leaving))
                 stuck = others - (floors - d.floor_mib)
                 keeps, shrinks_to = _at_most(d, max(rest + stuck, needs)), _at_most(d, max(rest, needs))

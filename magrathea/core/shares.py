@@ -208,7 +208,7 @@ def room_mib(host: Host, domain: Domain) -> int:
     Negative if not even its floor is left.
     """
     sums = once(host, _sums)
-    left = host.without_services.mib - sums.floors_mib
+    left = host.for_workers.mib - sums.floors_mib
     if host.mode is Mode.EXCLUSIVE:
         left -= sums.stay_mib - _stays_mib(host, domain)
     return min(left, domain.memory_mib - domain.floor_mib) if domain.memory_mib else left
@@ -221,7 +221,7 @@ def _ceiling(host: Host, domain: Domain) -> Amount:
 
 def _there(host: Host) -> Amount:
     """What a counted host has for jobs, without floors."""
-    return host.without_services - Amount(0, once(host, _sums).floors_mib)
+    return host.for_workers - Amount(0, once(host, _sums).floors_mib)
 
 
 def reserved(host: Host) -> Amount:

@@ -68,7 +68,7 @@ def _could_start(host: Host, domain: Domain, *, stopping: bool) -> bool:
         classes = CLASSES_OF[domain.kind]
         return any(not blocked(host, domain, c) and share(host, domain, c).cpus >= SMALLEST.cpus for c in classes)
     if host.mode is Mode.EXCLUSIVE:
-        return not sibling_among(once(host, with_running_jobs), domain)
+        return not sibling_among(once(host, with_running_jobs), domain) and not any(c.busy for c in host.coming)
     return min(free(host, domain).cpus, share(host, domain, JobClass.PRIORITY).cpus) >= SMALLEST.cpus
 
 

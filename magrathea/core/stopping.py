@@ -266,6 +266,8 @@ def _has_host_to_itself(host: Host, domain: Domain) -> bool:
     Otherwise a job would stay stopped for ever if the host was made smaller or services came up. Among domains for
     which a place is kept, the first in line is alone: otherwise two would wait for each other.
     """
+    if host.coming:
+        return False  # it waits no longer than the move takes
     if domain.keeps_its_place:
         return not sibling_among(once(host, _running_or_lingering), domain)
     return not sibling_among(once(host, _running_or_with_a_place), domain)
@@ -303,7 +305,8 @@ def _to_wake(host: Host) -> tuple[str, ...]:
     if host.mode is Mode.COUNTED:
         return tuple(d.name for d in waiting if d.name in resuming(host))
     with_jobs = [d.name for d in waiting if d.jobs]
-    next_one = () if once(host, in_the_way_of_sleepers) else tuple(with_jobs[:1])
+    busy = once(host, in_the_way_of_sleepers) or any(c.busy for c in host.coming)
+    next_one = () if busy else tuple(with_jobs[:1])
     return (*next_one, *(d.name for d in waiting if not d.jobs))
 
 

@@ -1,4 +1,5 @@
-"""Small values of which facts and answers are made: amounts of CPUs and memory, a job's warning.
+"""Small values of which facts and answers are made: amounts of CPUs and memory, a job's warning, room that
+moves keep.
 
 The rest of the product imports them from model.py, with the facts that use them.
 """
@@ -43,3 +44,16 @@ class StopWarning:
     signal: str
     seconds: float
     first_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """A domain that moves and is not among the host's: the host has promised room for it, or may get it back.
+
+    `size`: what is kept for it, its floor included. `busy`: it has jobs. Computed from the facts about moves
+    (arrivals.py), so that whatever counts what is left counts it, too.
+    """
+
+    name: str
+    size: Amount
+    busy: bool = False

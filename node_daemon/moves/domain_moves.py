@@ -281,11 +281,11 @@ class DomainMoves:
     def _say_room(self) -> None:
         """Say what room there is for visitors. It changes with every job, so it is not said more often than a
         heartbeat: who looks for a place may find it taken, and asks the next host."""
-        hosts, coming = self._daemon.configuration.visitors.hosts, arrivals.coming(self._moves)
+        hosts = self._daemon.configuration.visitors.hosts
         if not hosts or loop_time() < self._room_said_at + HEARTBEAT_S:
             return
         self._room_said_at = loop_time()
-        room = placement.room(self._place.host, coming, frozenset(hosts), self._daemon.closed_to_visitors())
+        room = placement.room(self._place.host, frozenset(hosts), self._daemon.closed_to_visitors())
         self._daemon.hub.tell_of_moves(room_of(room), ROOMS)
 
     def _parcels(self) -> Iterator[tuple[str, Parcel]]:

@@ -112,10 +112,10 @@ class Bounds:
             self.changed.set()
 
     def room(self, domain: str) -> int:
-        """What the domain may have: the host's memory without the other domains' bounds."""
+        """What the domain may have: the host's memory without the other domains' bounds, and what moves keep."""
         host = self._host()
         others = sum(self._bounds.get(d.name, 0) for d in host.workers if d.name != domain)
-        return host.without_services.mib - others
+        return host.for_workers.mib - others
 
     def others(self, domain: str) -> str:
         """What the other domains have, for people."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 
 from magrathea.core import migration as mg
+from magrathea.core import shares
 from magrathea.core.model import Domain
 from magrathea.core.moves import HostWithMoves, Letting, Where
 
@@ -17,6 +18,7 @@ from .move_world import (
     acted,
     call_returned,
     changed,
+    claimed,
     cleaned,
     crashed,
     delivered,
@@ -26,9 +28,11 @@ from .move_world import (
     hub_hears,
     looked,
     progressed,
+    released,
     requested,
     restarted,
     sending,
+    words,
 )
 
 # What must always be so.
@@ -115,7 +119,7 @@ def one_round(world: World) -> World:
             world = call_returned(world, name)
         world = acted(looked(world, name), name)
         place = world.node(name).place
-        for word in mg.words(place):
+        for word in words(place):
             world = hub_hears(world, name, word)
         for parcel, leaving in zip(mg.parcels(place), sending(place), strict=True):
             world = delivered(world, (name, leaving.to, parcel))
@@ -186,3 +190,21 @@ def wishes(world: World) -> Iterator[Step]:
             yield f"a fact changes on {name}", partial(changed, world, name)
             for to, _ in world.nodes:
                 yield f"{name} is to send it to {to}", partial(requested, world, name, to)
+
+
+def jobs_beside(world: World) -> Iterator[Step]:
+    """Jobs start and end in the siblings of the domain; some would take what is kept for it."""
+    for name, node in world.nodes:
+        if node.up:
+            for size in ((1, 500), (7, 0), (1, 3_950)):
+                yield f"a job of {size} asks for its start on {name}", partial(claimed, world, name, *size)
+            yield f"a job ends on {name}", partial(released, world, name)
+
+
+def nothing_given_twice(world: World) -> None:
+    """What jobs hold and what moves keep fits into each host. Once a deadline has passed, a host keeps nothing for what
+    may come all the same."""
+    for name, node in world.nodes:
+        host = node.place.host
+        left = shares.unused(host)
+        assert world.late or (left.cpus >= 0 and left.mib >= 0), f"{name} has given {left} too much: {host}"

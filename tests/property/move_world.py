@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from magrathea.core import events as ev
+from magrathea.core import machine
 from magrathea.core import migration as mg
 from magrathea.core import move_events as me
 from magrathea.core.arrivals import Rules
@@ -29,6 +31,8 @@ START = 1_000.0
 FAR = 1_000_000.0
 """An admin's deadline, so far away that only an expiry that a test asks for reaches it."""
 HOSTS = ("a", "b", "c")
+CPUS, MIB = 8, 4_000
+"""What each host has."""
 
 
 @dataclass(frozen=True)
@@ -98,17 +102,22 @@ def a_domain(*, stopped: bool = False) -> Domain:
     return Domain(NAME, Kind.NORMAL, 4, lifecycle=Lifecycle.UP, agent_lost_at=None, jobs=(job,))
 
 
-def new_world(hosts: int = 2, *, paused: bool = True) -> World:
+def a_sibling(host: str) -> Domain:
+    """A domain of this host that never moves, and could have all of the host for its jobs."""
+    return Domain(f"m{host}", Kind.NORMAL, CPUS, lifecycle=Lifecycle.UP, agent_lost_at=None)
+
+
+def new_world(hosts: int = 2, *, paused: bool = True, siblings: bool = False) -> World:
     """The domain runs on the first host, and the hub knows it."""
     names = HOSTS[:hosts]
     nodes = []
     ledger = Ledger()
     for name in names:
-        domains = (a_domain(),) if name == names[0] else ()
-        nodes.append((name, Node(HostWithMoves(Host(name, Mode.COUNTED, 8, 4_000, domains, now=START)))))
+        domains = ((a_sibling(name),) if siblings else ()) + ((a_domain(),) if name == names[0] else ())
+        nodes.append((name, Node(HostWithMoves(Host(name, Mode.COUNTED, CPUS, MIB, domains, now=START)))))
     copies = tuple((n, Copy(Where.RUNNING, defined=True) if n == names[0] else NONE) for n in names)
     world = World(tuple(nodes), copies, (), frozenset(), paused=paused)
-    word = mg.words(nodes[0][1].place)[0]
+    (word,) = words(nodes[0][1].place)
     assert ledger.heard(names[0], word, VISITS).changed
     world = replace(world, records=tuple(ledger.records.values()))
     for name in names:
@@ -130,9 +139,14 @@ def happened(world: World, name: str, event: me.MoveEvent) -> World:
     if place == node.place:
         return world
     world = world.having(name, replace(node, place=place))
-    words = {(name, "hub", word) for word in mg.words(place)}
+    said = {(name, "hub", word) for word in words(place)}
     parcels = {(name, leaving.to, parcel) for parcel, leaving in zip(mg.parcels(place), sending(place), strict=True)}
-    return replace(world, sent=world.sent | words | parcels)
+    return replace(world, sent=world.sent | said | parcels)
+
+
+def words(place: HostWithMoves) -> list[Word]:
+    """What the host says of the domain that moves."""
+    return [word for word in mg.words(place) if word.domain == NAME]
 
 
 def sending(place: HostWithMoves) -> list[Leaving]:
@@ -378,3 +392,23 @@ def changed(world: World, name: str) -> World:
     parcels = tuple(mg.parcels(world.node(name).place))
     leaving = sending(world.node(name).place)
     return replace(world, sent=world.sent | {(name, x.to, p) for p, x in zip(parcels, leaving, strict=True)})
+
+
+def claimed(world: World, name: str, cpus: int, mib: int) -> World:
+    """A protected job of this size asks for its start beside the domain, on this host. It gets what there is."""
+    node = world.node(name)
+    host = node.place.host
+    run = 1 + max((job.key.run for d in host.domains if d.name != NAME for job in d.jobs), default=0)
+    event = ev.Claimed(host.now, f"m{name}", JobKey("2", run), JobClass.PROTECTED, cpus, mib)
+    return world.having(name, replace(node, place=replace(node.place, host=machine.handle(host, event)[0])))
+
+
+def released(world: World, name: str) -> World:
+    """The oldest job beside the domain ends."""
+    node = world.node(name)
+    host = node.place.host
+    first = next((job.key for d in host.domains if d.name != NAME for job in d.jobs), None)
+    if first is None:
+        return world
+    after, _ = machine.handle(host, ev.Released(host.now, f"m{name}", first))
+    return world.having(name, replace(node, place=replace(node.place, host=after)))

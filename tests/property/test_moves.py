@@ -8,6 +8,7 @@ checked that it settles by itself once everything works again: then the domain r
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from types import ModuleType
 
 import pytest
@@ -158,5 +159,30 @@ def test_long_histories_with_many_faults_and_wishes(hosts: int, paused: bool, ch
         try:
             checks.check(world)
             checks.outcome(world, known)
+        except AssertionError as error:
+            raise AssertionError("\n".join((str(error), *told))) from error
+
+
+@settings(
+    max_examples=2 * settings().max_examples,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example, HealthCheck.data_too_large],
+)
+@given(paused=st.booleans(), choices=st.lists(st.integers(0, 2**16), min_size=20, max_size=120))
+def test_room_is_never_given_twice(paused: bool, choices: list[int]) -> None:
+    """Jobs start and end at both hosts while the domain moves, with many faults and wishes."""
+    world = mw.requested(mw.new_world(paused=paused, siblings=True), "a", "b")
+    told: list[str] = []
+    for choice in choices:
+        kind, index = choice % 16, choice // 16
+        source = {0: checks.faults, 1: checks.wishes}.get(kind, checks.jobs_beside if kind < 7 else checks.ordinary)
+        steps = list(source(world)) if kind < 10 else [("all works for a while", partial(checks.one_round, world))]
+        if not steps:
+            continue
+        label, step = steps[index % len(steps)]
+        told.append(label)
+        world = step()
+        try:
+            checks.check(world)
+            checks.nothing_given_twice(world)
         except AssertionError as error:
             raise AssertionError("\n".join((str(error), *told))) from error

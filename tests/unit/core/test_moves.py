@@ -16,7 +16,19 @@ from magrathea.core import events as ev
 from magrathea.core import migration as mg
 from magrathea.core import move_events as me
 from magrathea.core.arrivals import Rules
-from magrathea.core.model import Closing, Ended, Host, JobKey, Lifecycle, Patience, Pause, Sleep, SleepCause
+from magrathea.core.model import (
+    Amount,
+    Closing,
+    Coming,
+    Ended,
+    Host,
+    JobKey,
+    Lifecycle,
+    Patience,
+    Pause,
+    Sleep,
+    SleepCause,
+)
 from magrathea.core.moves import (
     HostWithMoves,
     Letting,
@@ -318,9 +330,9 @@ def test_a_domain_is_taken_only_if_it_fits_without_stopping_anybody(mode: str, b
 def test_room_is_kept_for_a_domain_that_is_expected() -> None:
     source = run(named("a", n1="normal"), "n1", "1", cpus=6)
     place = expecting(named("b", n2="normal"), source)
-    assert [d.name for d in arrivals.coming(place.moves)] == ["n1"]
+    assert place.host.coming == (Coming("n1", Amount(6, 0), True),)
     other = replace(source, domains=(replace(source.domains[0], name="n3"),))
-    assert arrivals.no_room(place.host, other.domains[0], place.moves)
+    assert arrivals.no_room(place.host, other.domains[0])
 
 
 def test_an_arrival_that_does_not_come_gives_its_room_back() -> None:
@@ -329,7 +341,7 @@ def test_an_arrival_that_does_not_come_gives_its_room_back() -> None:
     due = mg.next_deadline(place)
     assert due == T + FROM_A.patience_s
     late = do(place, me.Ticked(due))
-    assert not arrivals.coming(late.moves)
+    assert late.host.coming == ()
     assert [w.says for w in mg.words(late) if w.domain == "n1"] == [Says.DECLINES]
 
 
