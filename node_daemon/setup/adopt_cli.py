@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from ..reboot.cli import sleep, wake
 from . import adopt
 from .adopt import Found, Proposal
 from .domain_xml import NotAdoptable, adopted_xml
+from .moved_domains import moved_domains
 
 REFUSED, USAGE = 1, 2
 STATE = Path(places.NODED_STATE_DIR)
@@ -190,7 +191,8 @@ def command(
     configuration. Nothing is changed without --apply.
 
     Kinds are guessed from names and sizes, and shown with the reason; --kind or the configuration
-    overrides a guess. A floor is what a guest uses now plus a margin, so run this while the guests are up and idle. A
+    overrides a guess. Domains that have moved to other hosts keep their tables; visitors of other hosts are left alone.
+    A floor is what a guest uses now plus a margin, so run this while the guests are up and idle. A
     running domain gets its new channel and balloon at its next start (`virsh shutdown`, `virsh start`; a reboot inside
     the guest is not enough).
 
@@ -221,15 +223,19 @@ def command(
             raise _fail(f"{config} uses the driver {configuration.host.driver!r}; give another file with --config")
     with _connected(uri) as connection, _files():
         found = _domains(connection)
+        moved = moved_domains(configuration)
+        configuration = moved.here
         kinds = _kinds(given, configuration)
         if unknown := sorted(set(kinds) - {f.name for f in found}):
             raise _fail(f"{uri} has no domain {', '.join(unknown)}; `virsh list --all` shows what it has", REFUSED)
         cpus, mib = _machine(configuration)
-        proposals = adopt.propose(found, cpus, mib, kinds)
-        changes, proposals = _changes(proposals, configuration)
+        proposals = [moved.noted(p) for p in adopt.propose(found, cpus, mib, kinds)]
+        changes, proposals = _changes(proposals, configuration, moved.visitors)
         before = config.read_bytes().decode() if configuration else ""
         after = _wanted(before, proposals, configuration, name, mode, uri)
         _show(form, proposals, changes, config, before, after, adopt.missing_mib(proposals, mib), applying)
+        for sentence in moved.sentences() if form == "table" else ():
+            view.say(sentence)
         if applying:
             _apply(connection, changes, config, before, after, state, proposals)
     if any(p.refused for p in proposals):
@@ -237,12 +243,12 @@ def command(
 
 
 def _changes(
-    proposals: list[Proposal], configuration: NodedConfiguration | None
+    proposals: list[Proposal], configuration: NodedConfiguration | None, visitors: Collection[str]
 ) -> tuple[list[XmlChange], list[Proposal]]:
     run_dir = Path(configuration.paths.run_dir if configuration else places.NODED_RUN_DIR)
     changes, checked, ours = [], [], _configured(configuration)
     for p in proposals:
-        if p.kind is not Kind.SERVICE and not p.refused:
+        if p.kind is not Kind.SERVICE and not p.refused and p.found.name not in visitors:
             try:
                 name = ours.get(p.found.name, p.found.name)
                 # A container gets a folder of its own, because the folder is mounted in it
@@ -357,13 +363,24 @@ def _apply(
         _keep(state / f"{change.name}.xml", change.before)
         connection.defineXML(change.after)
         files.replace(state / ADOPTED / f"{change.name}.xml", _present(connection, change.name).encode())
-        running = connection.lookupByName(change.name).isActive()
-        click.echo(f"{change.name}: defined{'; it gets the channel at its next start' if running else ''}")
+        domain = connection.lookupByName(change.name)
+        later = "; it gets the channel at its next start" if domain.isActive() else ""
+        later = later or ("; it gets the channel when it starts anew, not when it wakes" if _sleeps(domain) else "")
+        click.echo(f"{change.name}: defined{later}")
     if before != after:
         _keep(state / "noded.toml", before)
         new.replace(config)
         files.replace(state / ADOPTED / "noded.toml", after.encode())
         click.echo(f"{config}: written; `magrathea-noded --check`, then start it")
+
+
+def _sleeps(domain: Any) -> bool:
+    import libvirt
+
+    try:
+        return bool(domain.hasManagedSaveImage(0))
+    except libvirt.libvirtError:  # containers have none
+        return False
 
 
 def _keep(path: Path, text: str) -> None:

@@ -13,8 +13,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from magrathea.cli.main import cli
-from magrathea.core.model import Kind
-from node_daemon.configuration import read
+from magrathea.core.model import Domain, Host, Kind, Mode, Sleep, SleepCause
+from magrathea.core.moves import Moves, Ownership, Visitor
+from node_daemon.configuration import DomainTable, read
+from node_daemon.hypervisor.moving import Departure
+from node_daemon.journal import open_journal
+from node_daemon.moves.papers import Papers
 from node_daemon.setup import adopt
 from node_daemon.setup.domain_xml import NotAdoptable
 
@@ -271,6 +275,32 @@ def test_a_new_domain_is_added_to_the_configuration_that_is_there(libvirtd: Any,
     assert set(read(tmp_path / "noded.toml").domain) == {"dns", "high", "n1", "n2"}
     run(tmp_path, "--undo")
     assert not (tmp_path / "noded.toml").exists()
+
+
+def moved_hosts(tmp_path: Path) -> None:
+    """n1 has moved to h2, and v1, which is h2's, has come here; `high` sleeps."""
+    config = tmp_path / "noded.toml"
+    config.write_text(config.read_text() + f'[paths]\nstate_dir = "{tmp_path}"\n')
+    table = DomainTable(kind=Kind.NORMAL, cpus=8)
+    papers = Papers(departure=Departure("v1", "", "/run/v1.sock", ()), table=table).encoded()
+    high = Domain("high", Kind.PRIORITY, 8, sleep=Sleep(1.0, "for a test", SleepCause.ADMIN))
+    host = Host("h1", Mode.EXCLUSIVE, 8, 8192, (high,))
+    journal = open_journal(read(config).journal_path)
+    journal.commit(host, None, (), {}, Moves((Ownership("n1", 2, "h2", 2),), visitors=(Visitor("v1", papers),)))
+    journal.close()
+
+
+def test_what_has_moved_keeps_its_table_and_visitors_are_left_alone(libvirtd: Any, state: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, "--apply", "--name", "h1").exit_code == 0
+    moved_hosts(tmp_path)
+    libvirtd.lookupByName("n1").undefine()
+    libvirtd.defineXML(domain("v1"))
+    before, file = xml_of(libvirtd, "v1"), (tmp_path / "noded.toml").read_text()
+    done = run(tmp_path, "--apply")
+    assert done.exit_code == 0, done.output
+    assert "n1 is at h2; its table stays as it is" in done.output
+    assert "a visitor" in done.output and "it sleeps on disk" in " ".join(done.output.split())
+    assert xml_of(libvirtd, "v1") == before and (tmp_path / "noded.toml").read_text() == file
 
 
 def test_json_has_everything(libvirtd: Any, state: Path, tmp_path: Path) -> None:
