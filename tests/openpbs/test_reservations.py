@@ -146,3 +146,26 @@ def test_a_domain_in_maintenance_takes_jobs_of_the_servers_class_from_its_queue_
         assert fleet.jobs()[altered].run_version == 0
         for one in (job, altered):
             fleet.pbs.run(HEAD, ["qdel", "-W", "force", one])
+
+
+def test_before_a_maintenance_only_jobs_that_fit_start_in_a_domain(fleet: OpenPbsCluster) -> None:
+    """docs/maintenance.md says so: PBS keeps the time free by itself."""
+    later = time.strftime("%Y%m%d%H%M", time.localtime(time.time() + 7200))
+
+    def submitted(*limit: str) -> str:
+        return pbs(fleet, "qsub", "-q", "low", *limit, "--", "/bin/sleep", "1000", user="alice").stdout.strip()
+
+    with fleet.only(EXCLUSIVE):
+        name = pbs(fleet, "pbs_rsub", "-R", later, "-D", "600", "--hosts", "n1").stdout.split()[0]
+        endless, long = submitted(), submitted("-l", "walltime=24:00:00")
+        for one in (endless, long):
+            wait(fleet, "it is looked at", lambda one=one: fleet.jobs()[one].comment)  # type: ignore[misc]
+        short = submitted("-l", "walltime=3600")
+        wait(fleet, "the job that fits starts", lambda: fleet.jobs()[short].run_version == 1)
+        assert fleet.jobs()[short].vnodes == ("n1",)
+        assert [fleet.jobs()[one].run_version for one in (endless, long)] == [0, 0]
+        fleet.pbs.run(HEAD, ["qdel", "-W", "force", short])
+        pbs(fleet, "pbs_rdel", name)
+        wait(fleet, "the others start without it", lambda: fleet.jobs()[endless].run_version == 1)
+        for one in (endless, long):
+            fleet.pbs.run(HEAD, ["qdel", "-W", "force", one])
