@@ -16,7 +16,7 @@ from magrathea.cli import sources, view
 from magrathea.cli.host_actions import request
 from magrathea.core.evacuation import Fate
 from magrathea.decoding import UNDECODABLE
-from magrathea.evacuation_reports import EvacuationReport, EvacuationStage, LeaverReport, decoded
+from magrathea.evacuation_reports import EvacuationReport, LeaverReport, decoded
 
 STILL_HERE = 4
 """Exit code: a domain was left as it is, and still runs here."""
@@ -95,10 +95,11 @@ def follow(
     """Say what changes until all is done, or the host is taken back. Returns the last report. Raises what `look`
     raises, if the daemon stays away."""
     said: dict[str, str] = {}
+    reasons = {one.name: one.why for one in report.leavers}  # the plan has named them
     answered_at = time.monotonic()
     while True:
         for one in report.leavers:
-            text = one.text if one.stage is EvacuationStage.OVER else f"{one.text}{_instead(one)}"
+            text = one.text if one.why == reasons.get(one.name, "") else f"{one.text}{_instead(one)}"
             if text and said.get(one.name) != text:
                 said[one.name] = text
                 say(f"{one.name}: {text}")

@@ -207,8 +207,10 @@ class Evacuation:
     async def _see_to(self, leaver: Leaver) -> None:
         daemon, name = self._daemon, leaver.domain
         domain = daemon.host.domain(name)
-        if daemon.place.moves.leaving_of(name) is not None and leaver.fate is Fate.MOVE:
-            self._changed_to(replace(leaver, asked=True))
+        if daemon.place.moves.leaving_of(name) is not None:  # also one that is about to stay: how it ends is not known
+            if leaver.fate is Fate.MOVE:
+                self._changed_to(replace(leaver, asked=True))
+            return
         if domain is None or self._report(leaver).stage is EvacuationStage.OVER:
             return
         if migration.refusal(daemon.place, name) is not None or name in self._calls:
@@ -247,7 +249,8 @@ class Evacuation:
         if leaver.asked:
             await self._stays_awake(leaver, f"it was not saved, or was woken: `magrathea history {name}`")
             return
-        falling = sum(d.falls_asleep for d in daemon.host.workers)
+        # a domain without its agent may never be saved: nobody waits for it
+        falling = sum(d.falls_asleep and d.agent_lost_at is None for d in daemon.host.workers)
         if falling >= daemon.configuration.shutdown.at_once or domain.lifecycle is not Lifecycle.UP:
             return
         no = await daemon.saves.refusal(name)

@@ -199,3 +199,45 @@ def test_a_host_that_is_evacuated_takes_nobody(tmp_path: Path, monkeypatch: pyte
         await farm.told_of_room("host2", "host1", "it is being evacuated")
 
     play(tmp_path, test, monkeypatch)
+
+
+def test_a_hub_that_is_restarted_in_the_midst_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(farm: Farm) -> None:
+        evacuation = asyncio.create_task(farm.run("magrathea host evacuate host1"))
+        await eventually(lambda: farm.daemons["host1"].place.moves.leaving_of("n1"), "n1 is on its way")
+        await farm.hub.end()
+        farm.hub.start()
+        code, printed = await evacuation
+        assert code == 4 and "n1: it is at host2" in printed, printed
+        assert farm.world.running("n1") == ["host2"] and farm.state("host1", "n2") is State.ASLEEP
+
+    play(tmp_path, test, monkeypatch)
+
+
+def test_a_domain_that_is_not_taken_after_all_sleeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(farm: Farm) -> None:
+        farm.world.unwelcome = "the bridge br7 is missing here"
+        code, printed = await farm.run("magrathea host evacuate host1")
+        assert code == 4 and "1. n1: moves to host2" in printed and "br7" in printed, printed
+        assert farm.world.running("n1") == ["host1"], "as far as its mover knows"
+        assert farm.state("host1", "n1") is farm.state("host1", "n2") is State.ASLEEP
+        _, told = await farm.run("magrathea history n1")
+        assert "its host is evacuated" in told and "br7" in told, told
+
+    play(tmp_path, test, monkeypatch)
+
+
+def test_a_move_that_is_not_complete_turns_back_on_return(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(farm: Farm) -> None:
+        monkeypatch.setattr(mover, "COPY_S", 30.0)
+        evacuation = asyncio.create_task(farm.run("magrathea host evacuate host1"))
+        await eventually(lambda: farm.world.at("host2", "n1").presence is Presence.ARRIVING, "n1 is being copied")
+        _, printed = await farm.run("magrathea host return host1")
+        assert "n1 is called back, if it has not left yet" in printed, printed
+        assert "the host has been taken back meanwhile" in (await evacuation)[1]
+        await eventually(
+            lambda: farm.state("host1", "n1") is farm.state("host1", "n2") is State.FREE, "both take jobs again"
+        )
+        assert farm.world.running("n1") == ["host1"] and not farm.daemons["host1"].place.moves.leaving
+
+    play(tmp_path, test, monkeypatch)
