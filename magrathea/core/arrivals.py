@@ -2,6 +2,7 @@
 
 Rule 1: nothing here trusts the source. It must be named in the configuration, the hub must have granted the move under
 this number, and the domain must fit. Else the move is declined, which binds nobody: what runs here anyway is here.
+Later facts and papers are compared with the first ones, which were checked (`unlike_first`).
 Rule 2: an arrived copy runs only when the hub says that this host owns the domain. So a copy that is left over from a
 failed attempt never runs; it is discarded when the hub has cancelled its number.
 """
@@ -9,7 +10,7 @@ failed attempt never runs; it is discarded when the hub has cancelled its number
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from . import placement
 from .model import NOT_ASKED, Amount, Closing, Coming, Domain, Ended, Host, Job, Kind, Lifecycle, Sleep
@@ -97,10 +98,34 @@ def parcel_told(place: HostWithMoves, parcel: Parcel) -> HostWithMoves:
     here = replace(parcel, facts=shifted(parcel.facts, place.host.now - parcel.at))
     if old is not None and not parcel.papers:
         here = replace(here, papers=old.papers)
+    why = "" if old is None else unlike_first(old, here)
+    if old is not None and why and arriving.here:  # it cannot be refused any more, so what was checked counts
+        here = replace(here, facts=replace(here.facts, **_checked(old.facts)), papers=old.papers)
+    elif why:
+        refused = replace(arriving, declined=arriving.declined or why)
+        return replace(place, moves=place.moves.with_arriving(arriving.domain, refused))
     changed = replace(arriving, parcel=here)
-    if old is None and not arriving.declined and not arriving.here:
-        changed = replace(changed, declined=no_room(place.host, parcel.facts))
+    if not (arriving.declined or arriving.here):
+        rest = tuple(c for c in place.host.coming if c.name != arriving.domain)
+        changed = replace(changed, declined=no_room(replace(place.host, coming=rest), here.facts))
     return replace(place, moves=place.moves.with_arriving(arriving.domain, changed))
+
+
+CHECKED = ("kind", "cpus", "memory_mib", "floor_mib")
+"""What a domain is for the arithmetic, whatever its jobs do. It must not change after the first facts were checked."""
+
+
+def _checked(domain: Domain) -> dict[str, Any]:
+    return {name: getattr(domain, name) for name in CHECKED}
+
+
+def unlike_first(first: Parcel, later: Parcel) -> str:
+    """How a later parcel differs from the first, which was checked, for people; empty if it does not."""
+    was, now = _checked(first.facts), _checked(later.facts)
+    what = [f"{name} was {was[name]} and is {now[name]}" for name in CHECKED if was[name] != now[name]]
+    if first.papers and later.papers != first.papers:
+        what.append("its papers are others")
+    return f"it is not what was checked: {', '.join(what)}; ask for the move again" if what else ""
 
 
 def no_room(host: Host, domain: Domain) -> str:

@@ -84,7 +84,8 @@ def denied(leaving: Leaving, event: MoveDenied) -> Leaving:
 def copy_over(leaving: Leaving, failed: str) -> Leaving:
     if leaving.stage is not MoveStage.COPYING or leaving.tried:
         return leaving
-    return replace(leaving, tried=True, letting=None if failed else Letting.GONE, why=failed)
+    why = leaving.why if leaving.turns_back and leaving.why else failed  # a copy that was given up has its reason
+    return replace(leaving, tried=True, letting=None if failed else Letting.GONE, why=why)
 
 
 def restarted(leaving: Leaving) -> Leaving:

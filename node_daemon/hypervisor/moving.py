@@ -44,11 +44,13 @@ class Presence(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Whereabouts:
     """A domain on one host, as its hypervisor reports it. `defined`: its definition is kept here. `uuid`: empty if this
-    host does not know the domain."""
+    host does not know the domain. `cpus`, `memory_mib`: the most that it may have; 0 if that is not known."""
 
     presence: Presence
     defined: bool = False
     uuid: str = ""
+    cpus: int = 0
+    memory_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ class Departure:
     """What a domain needs at its destination. All paths are those of the host that it leaves.
 
     `channel`: its guest channel. `needs`: files that must be there. `writes`: files and sockets that the hypervisor
-    makes there; their folders must be there. `bridges`: network devices of the host.
+    makes there; their folders must be there. `bridges`: network devices of the host. `cpus`, `memory_mib`: the most
+    that it may have; 0 from a host that does not say so.
     """
 
     name: str
@@ -92,6 +95,8 @@ class Departure:
     needs: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     bridges: tuple[str, ...] = ()
+    cpus: int = 0
+    memory_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True)

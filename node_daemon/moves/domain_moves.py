@@ -24,13 +24,13 @@ from magrathea import supervision
 from magrathea.core import arrivals, migration, placement
 from magrathea.core import move_events as me
 from magrathea.core.migration import MoveStep
-from magrathea.core.moves import HostWithMoves, Moves, Parcel, Where
+from magrathea.core.moves import Arriving, HostWithMoves, Moves, Parcel, Where
 from magrathea.core.refusals import RefusalCode
 from magrathea.messages import HEARTBEAT_S, ROOMS, BadMessage
 from magrathea.move_messages import MoveRefused, Ownerships, ParcelSent, parcel_of, room_of, words_of
 
 from ..hypervisor.base import DriverError
-from ..hypervisor.moving import DomainMover
+from ..hypervisor.moving import DomainMover, Whereabouts
 from ..retries import loop_time
 from . import absent, looks
 from .copies import Copies
@@ -212,10 +212,19 @@ class DomainMoves:
         self.mover.know(name, papers.departure.name if papers else self._libvirt_name(name))
         found = await self.mover.where_is(name, looks.is_awaited(arriving))
         if arriving is not None and papers is not None:
+            self._compare(found, arriving, papers)
             return looks.where_arriving(found, arriving, papers.departure.uuid), False
         if looks.is_copying(found) and name not in self.copies and self._moves.leaving_of(name):
             self.copies.follow(name)
         return looks.where(found), looks.is_copying(found) or name in self.copies
+
+    def _compare(self, found: Whereabouts, arriving: Arriving, papers: Papers) -> None:
+        """Decline an arrival that is not what its papers say."""
+        why = looks.unlike_papers(found, arriving, papers.departure)
+        if why and not (arriving.here or arriving.declined or arriving.cancelled):
+            log.error("%s from %s is refused: %s", arriving.domain, arriving.source, why)
+            self._daemon.apply_move(me.RoomMade(self._daemon.now(), arriving.domain, arriving.number, failed=why))
+            self.look_soon()
 
     def _libvirt_name(self, name: str) -> str:
         c = self._daemon.configuration

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from magrathea.core.moves import Arriving, Where
 
-from ..hypervisor.moving import Presence, Whereabouts
+from ..hypervisor.moving import Departure, Presence, Whereabouts
 
 _WHERE = {
     Presence.RUNNING: Where.RUNNING,
@@ -45,3 +45,19 @@ def where_arriving(found: Whereabouts, arriving: Arriving, uuid: str) -> Where:
         return where(found) if found.uuid in ("", uuid) else Where.ABSENT
     nothing = found.presence is Presence.ABSENT and not found.defined
     return Where.ABSENT if nothing or arriving.cancelled else Where.OFF
+
+
+def unlike_papers(found: Whereabouts, arriving: Arriving, departure: Departure) -> str:
+    """How what arrives here differs from its papers, for people; empty if it does not, or nothing is here yet.
+
+    Its definition comes from its source by way of the hypervisors; the papers came before, and were checked.
+    """
+    if not arriving.room or found.presence not in (Presence.ARRIVING, Presence.ARRIVED):
+        return ""
+    table = (
+        ("UUID", departure.uuid, found.uuid),
+        ("number of CPUs", departure.cpus, found.cpus),
+        ("memory in MiB", departure.memory_mib, found.memory_mib),
+    )
+    what = [f"its {name} is {is_so}, its papers say {said}" for name, said, is_so in table if said and said != is_so]
+    return f"{', '.join(what)}; nothing else may come than was checked" if what else ""

@@ -11,6 +11,7 @@ import logging
 
 import msgspec
 
+from magrathea.core.model import Domain
 from magrathea.core.moves import Moves
 from magrathea.decoding import UNDECODABLE
 from magrathea.move_messages import MOST_PAPERS, MOST_TEXT
@@ -126,6 +127,21 @@ def premises(c: NodedConfiguration, domain: str) -> Premises:
     visitors = c.visitors
     renamed = dict(one.split("=", 1) for one in visitors.renamed)
     return Premises(str(c.guest_socket(domain)), tuple(visitors.disks), tuple(visitors.images), renamed)
+
+
+def unlike_facts(papers: Papers, facts: Domain) -> str:
+    """How the papers differ from the facts, by which the domain was found to fit; empty if they do not."""
+    table = papers.table
+    compared = (
+        ("kind", table.kind, facts.kind),
+        ("cpus", table.cpus, facts.cpus),
+        ("memory_mib", table.memory_mib, facts.memory_mib),
+        ("floor_mib", table.floor_mib, facts.floor_mib),
+    )
+    what = [
+        f"`{name}` is {said} in its papers and {is_so} in its facts" for name, said, is_so in compared if said != is_so
+    ]
+    return ", ".join(what)
 
 
 def unacceptable(c: NodedConfiguration, domain: str, papers: Papers) -> str:

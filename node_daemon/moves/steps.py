@@ -17,7 +17,7 @@ from ..hypervisor.moving import Arrival, DomainMover
 from ..retries import Retries, Slot, sentence
 from . import looks
 from .needs import DaemonForMoves
-from .papers import Papers, PapersRefused, premises, read_room, room_of, unacceptable
+from .papers import Papers, PapersRefused, premises, read_room, room_of, unacceptable, unlike_facts
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +88,12 @@ class MoveSteps:
         arriving = self._daemon.place.moves.arriving_of(name)
         if arriving is None:
             return
-        number = arriving.number
+        number, facts = arriving.number, arriving.parcel.facts if arriving.parcel else None
 
         async def work() -> None:
             closed = self._daemon.closed_to_visitors()
             failed, room = closed or unacceptable(self._daemon.configuration, name, papers), ""
+            failed = failed or (unlike_facts(papers, facts) if facts is not None else "")
             if not failed:
                 try:
                     room = await self._prepared(name, papers)

@@ -32,6 +32,7 @@ CALL_S = 0.001
 COPY_S, SWITCH_S = 3.0, 0.2
 UUID = "4c7b1f3e-0000-4000-8000-000000000001"
 DISK = "/disks/n1.qcow2"
+CPUS, MEMORY_MIB = 2, 512
 RUNNING = (Presence.RUNNING, Presence.LEAVING)
 
 
@@ -43,6 +44,8 @@ class Copy:
     defined: bool = False
     age: int = 0
     uuid: str = UUID
+    cpus: int = CPUS
+    memory_mib: int = MEMORY_MIB
 
 
 NOTHING = Copy()
@@ -72,6 +75,8 @@ class Hypervisors:
     jobs: dict[str, Job] = field(default_factory=dict)
     story: list[str] = field(default_factory=list)
     ran: int = 1
+    sends: Copy = field(default_factory=Copy)
+    """What the sources' hypervisors send as the definition of a domain."""
 
     def at(self, host: str, domain: str) -> Copy:
         return self.copies.get((host, domain), NOTHING)
@@ -95,7 +100,7 @@ class Hypervisors:
         if self.at(target, domain) != NOTHING and self.at(target, domain).presence is not Presence.ABSENT:
             return "there is a domain of that name"
         self.put(source, domain, replace(self.at(source, domain), presence=Presence.LEAVING))
-        self.put(target, domain, Copy(Presence.ARRIVING))
+        self.put(target, domain, replace(self.sends, presence=Presence.ARRIVING))
         for part in range(10):
             await asyncio.sleep(COPY_S / 10)
             seen(MoveProgress(COPY_S, (part + 1) * 10 * 2**20, (9 - part) * 10 * 2**20, 1))
@@ -108,7 +113,7 @@ class Hypervisors:
         await asyncio.sleep(SWITCH_S)
         if why := self.fails("performed"):
             return why
-        self.put(target, domain, Copy(Presence.ARRIVED, True, here.age))
+        self.put(target, domain, replace(self.sends, presence=Presence.ARRIVED, defined=True, age=here.age))
         await asyncio.sleep(SWITCH_S)
         if why := self.fails("finished"):
             return why
@@ -145,7 +150,14 @@ class FakeMover:
 
     async def departure(self, domain: str, terms: Terms) -> Departure:
         await self._call(domain)
-        return Departure(self.names[domain], UUID, "/run/there.sock", (CopiedDisk("vda", DISK, "qcow2", 2**30),))
+        return Departure(
+            self.names[domain],
+            UUID,
+            "/run/there.sock",
+            (CopiedDisk("vda", DISK, "qcow2", 2**30),),
+            cpus=CPUS,
+            memory_mib=MEMORY_MIB,
+        )
 
     async def why_not_welcome(self, domain: str, departure: Departure, premises: Premises) -> list[str]:
         return [self.world.unwelcome] if self.world.unwelcome else []
@@ -203,7 +215,7 @@ class FakeMover:
         if presence is Presence.ARRIVED and not awaited:
             presence = Presence.PAUSED
         known = copy.defined or presence is not Presence.ABSENT
-        return Whereabouts(presence, copy.defined, copy.uuid if known else "")
+        return Whereabouts(presence, copy.defined, copy.uuid if known else "", copy.cpus, copy.memory_mib)
 
     async def go_on_here(self, domain: str, awaited: bool = False) -> None:
         copy = await self._waiting(domain, awaited)

@@ -8,12 +8,13 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from magrathea.core.model import Domain, Kind
 from magrathea.core.moves import Parcel, Says, Transfer, Word
 from magrathea.core.refusals import RefusalCode
-from magrathea.messages import MAX_BYTES, encode
+from magrathea.messages import MAX_BYTES, Message, encode
 from magrathea.move_messages import MoveRefused, Ownerships, ParcelSent, parcel_of
 from magrathea_lab.rigs import virtual_time
 from scheduler_plugin.hub import lanes
@@ -23,7 +24,9 @@ from scheduler_plugin.hub.vnode_attributes import HOST
 from tests.embedded import real_hub
 from tests.embedded.real_hub import RealHub
 from tests.fakes.host import FakeHost
+from tests.fakes.mover import Copy
 from tests.fakes.reports import domain
+from tests.unit.node.moves_scene import Scene, play
 
 EVERYTHING = [
     Word("n1", number, says, about) for says in Says for number in range(4) for about in ("", "evil", "h1", "h2")
@@ -183,3 +186,104 @@ def test_a_source_sends_no_more_than_some_mib_of_facts_a_second() -> None:
     virtual_time.run(test())
     mib_per_s = len(passed) * MAX_BYTES / 2**20 / 60
     assert PARTS_SHARE / PARCEL_S_PER_MIB <= mib_per_s <= 5
+
+
+# A source that sends another domain than the one that was checked
+
+
+def sends(change: Callable[[ParcelSent], ParcelSent], *, first: bool = False) -> Callable[[Message], Message]:
+    """What becomes of the source's parcels: all are changed, or all but the first."""
+    seen: list[ParcelSent] = []
+
+    def spoilt(message: Message) -> Message:
+        if not isinstance(message, ParcelSent):
+            return message
+        seen.append(message)
+        return change(message) if first or len(seen) > 1 else message
+
+    return spoilt
+
+
+def with_facts(**changes: object) -> Callable[[ParcelSent], ParcelSent]:
+    def change(message: ParcelSent) -> ParcelSent:
+        facts = {**msgspec.json.decode(message.facts), **changes}
+        return msgspec.structs.replace(message, facts=msgspec.Raw(msgspec.json.encode(facts)))
+
+    return change
+
+
+def with_papers(old: str, new: str) -> Callable[[ParcelSent], ParcelSent]:
+    return lambda message: msgspec.structs.replace(message, papers=message.papers.replace(old, new))
+
+
+async def is_refused(scene: Scene, *words: str) -> None:
+    """The domain stays with its source, which is told why."""
+    await scene.hosts["a"].migrate("b")
+    assert await scene.home() == "a"
+    end = await scene.hosts["a"].end()
+    assert not end.moved and all(word in end.text for word in words), end
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (with_facts(cpus=8), "cpus was 2 and is 8"),
+        (with_facts(memory_mib=8000), "memory_mib was 0 and is 8000"),
+        (with_facts(floor_mib=4000), "floor_mib"),
+        (with_facts(kind="priority"), "kind"),
+        (with_papers('"floor_mib":0', '"floor_mib":1'), "its papers are others"),
+        (with_papers("0000-4000-8000", "0000-4000-8666"), "its papers are others"),
+        (with_papers('"vnode":"n1"', '"vnode":"m1"'), "its papers are others"),
+    ],
+    ids=["cpus", "memory", "floor", "kind", "table", "uuid", "vnode"],
+)
+def test_later_facts_and_papers_must_be_those_that_were_checked(
+    change: Callable[[ParcelSent], ParcelSent], word: str
+) -> None:
+    async def test(scene: Scene) -> None:
+        scene.spoilt = sends(change)
+        await is_refused(scene, "it is not what was checked", word)
+
+    play(test)
+
+
+def test_the_first_papers_must_be_those_of_the_facts_by_which_the_domain_fits() -> None:
+    async def test(scene: Scene) -> None:
+        scene.spoilt = sends(with_facts(cpus=1), first=True)
+        await is_refused(scene, "`cpus` is 2 in its papers and 1 in its facts")
+
+    play(test)
+
+
+@pytest.mark.parametrize(
+    ("copy", "word"),
+    [
+        (Copy(cpus=64), "its number of CPUs is 64, its papers say 2"),
+        (Copy(memory_mib=65_536), "its memory in MiB is 65536, its papers say 512"),
+        (Copy(uuid="another"), "its UUID is another"),
+    ],
+    ids=["cpus", "memory", "uuid"],
+)
+def test_what_the_hypervisor_receives_must_be_what_the_papers_say(copy: Copy, word: str) -> None:
+    async def test(scene: Scene) -> None:
+        scene.world.sends = copy
+        await is_refused(scene, word)
+
+    play(test)
+
+
+def test_of_a_domain_that_is_there_already_what_was_checked_counts() -> None:
+    """It cannot be sent back any more: the source has let go. The facts about its jobs are taken as they are."""
+
+    def only_final(message: ParcelSent) -> ParcelSent:
+        return with_facts(cpus=8, memory_mib=8000, kind="priority")(message) if message.final else message
+
+    async def test(scene: Scene) -> None:
+        scene.spoilt = sends(only_final)
+        await scene.hosts["a"].migrate("b")
+        await scene.until(scene.settled, "it has moved")
+        domain = scene.hosts["b"].domain()
+        assert domain is not None and (domain.kind, domain.cpus, domain.memory_mib) == (Kind.NORMAL, 2, 0)
+        assert len(domain.jobs) == 1
+
+    play(test)

@@ -14,6 +14,7 @@ import contextlib
 import logging
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from magrathea.core.passes import Help
@@ -89,7 +90,9 @@ class LibvirtMover:
             if reasons or found is None:
                 raise DriverError(RefusalCode.NOT_SUPPORTED, f"domain {domain} cannot be moved: {'; '.join(reasons)}")
             sizes = {disk.target: int(one.blockInfo(disk.target)[0]) for disk in found.copied}
-            return departing.departure(one.name(), one.UUIDString(), found, sizes)
+            cpus, memory_mib = _most(one)
+            needs = departing.departure(one.name(), one.UUIDString(), found, sizes)
+            return replace(needs, cpus=cpus, memory_mib=memory_mib)
 
         return await self._call(domain, "reading", work)
 
@@ -268,7 +271,8 @@ class LibvirtMover:
             state, reason = one.state()
             operation = self._operation(one) if is_up(state) else None
             presence = _presence(state, reason, operation, awaited)
-            return Whereabouts(presence, bool(one.isPersistent()), one.UUIDString())
+            cpus, memory_mib = _most(one) if is_up(state) else (0, 0)
+            return Whereabouts(presence, bool(one.isPersistent()), one.UUIDString(), cpus, memory_mib)
 
         return await self._call(domain, "reading", work, may_lack=True)
 
@@ -357,6 +361,11 @@ class LibvirtMover:
             raise translated(error, what) from error
         except ET.ParseError as error:
             raise DriverError(RefusalCode.FAILED, f"{what}: libvirt's XML cannot be read: {error}") from error
+
+
+def _most(one: Any) -> tuple[int, int]:
+    """The CPUs and MiB that a running domain may have at most. Raises libvirtError."""
+    return int(one.maxVcpus()), int(one.maxMemory()) // 1024
 
 
 def _is_running(one: Any) -> bool:
