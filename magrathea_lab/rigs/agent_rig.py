@@ -262,6 +262,7 @@ class Rig:
             **config,
         }
         self.config_path.write_text(json.dumps(config))
+        self.argv = [self.python, str(AGENT), "--config", str(self.config_path)]
         self.agent: subprocess.Popen[bytes] | None = None
         self.before = set(descendants(os.getpid()))
 
@@ -269,9 +270,7 @@ class Rig:
         if connect and self.host.listener is None:
             self.host.listen()
         with self.log.open("ab") as log:
-            self.agent = subprocess.Popen(
-                [self.python, str(AGENT), "--config", str(self.config_path)], stderr=log, start_new_session=True
-            )
+            self.agent = subprocess.Popen(self.argv, stderr=log, start_new_session=True)
         if connect:
             self.host.accept()
         return self
@@ -346,20 +345,18 @@ class Rig:
         return self.log.read_text(errors="replace")
 
     def children(self) -> dict[int, str]:
-        """pid -> state of all that was started here, except the agent and its readers of environments."""
+        """pid -> state of all that was started here and whose end has not begun, except the agent and its readers of
+        environments. They may outlive a killed agent for a moment."""
         found = descendants(os.getpid())
         apart = self.before | ({self.agent.pid} if self.agent else set())
-        return {pid: letter for pid, letter in found.items() if pid not in apart and not self._is_reader(pid)}
+        agents = b"".join(os.fsencode(word) + b"\0" for word in self.argv)
 
-    def _is_reader(self, pid: int) -> bool:
-        """Whether it is, or was, a reader of the agent. One that ends has no command line any more, even before it is
-        a zombie."""
-        fields = stat_of(pid)
-        if fields is None:
-            return True
-        agent = self.agent.pid if self.agent else 0
-        # in this order: one that ends in between has no command line then
-        return int(fields[1]) == agent and (is_same_program(pid, agent) or not command_line(pid))
+        def counts(pid: int, letter: str) -> bool:
+            # who ends has no command line any more, even before it is a zombie; nor has a main thread that has ended
+            line = command_line(pid)
+            return line != agents and (bool(line) or letter in "ZX")
+
+        return {pid: letter for pid, letter in found.items() if pid not in apart and counts(pid, letter)}
 
     def readers(self) -> list[int]:
         """The agent's own children that are still the agent's program."""
