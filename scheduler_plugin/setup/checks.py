@@ -20,6 +20,8 @@ from .setup_model import InstallOptions, Present
 
 OK, MISSING, DIFFERENT, WARNING = "ok", "missing", "different", "warning"
 FIX = "magrathea pbs install"
+LEAST_REQUEUE_S = 60
+"""The rest of a domain's memory that is copied while it is paused takes some seconds for each GiB on a slow network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ def warnings(now: Present, options: InstallOptions) -> Iterator[Item]:
     yield from _many_vnodes(now, options)
     yield from (Item(kept_resources.TARGET, WARNING, *told) for told in kept_resources.warnings(now, options))
     yield from _orders(now)
+    yield from _early_requeue(now)
     if not re.search(r"(?m)^[ \t]*node_sort_key[ \t]*:.*(sort_priority|magrathea_rank)", now.sched_config):
         yield Item(
             "sched_config",
@@ -135,6 +138,19 @@ def _many_vnodes(now: Present, options: InstallOptions) -> Iterator[Item]:
                 f"it has {len(names)} vnodes ({', '.join(names[:4])}), so it cannot be managed",
                 "one vnode for each MoM: remove its vnode definition file (pbs_mom -s), vnode_per_numa_node false",
             )
+
+
+def _early_requeue(now: Present) -> Iterator[Item]:
+    """Warn if PBS takes a domain's jobs away while it only stands still: at the end of a move, or after a restore."""
+    text = now.server.get("node_fail_requeue", "").strip()
+    if text.isdigit() and 0 < int(text) < LEAST_REQUEUE_S:
+        yield Item(
+            "server node_fail_requeue",
+            WARNING,
+            f"node_fail_requeue = {text}: a domain that moves to another host may stand still for longer, and PBS then "
+            "requeues the jobs that run in it",
+            "qmgr -c 'set server node_fail_requeue = 310', which is PBS's default",
+        )
 
 
 def _orders(now: Present) -> Iterator[Item]:

@@ -240,6 +240,7 @@ def test_check_reports_what_install_would_refuse() -> None:
             "hook PBS_power",
         ),
         ({"sched_config": 'node_sort_key: "ncpus HIGH"\n'}, "sched_config"),
+        ({"server": {"node_fail_requeue": "10"}}, "server node_fail_requeue"),
     ],
 )
 def test_conflicting_settings_get_a_warning_with_the_fix(change: dict[str, object], name: str) -> None:
@@ -259,6 +260,8 @@ def test_conflicting_settings_get_a_warning_with_the_fix(change: dict[str, objec
         {"hooks": {"own": {"event": "execjob_begin", "order": "1000", "enabled": "false"}}},
         {"hooks": {"own": {"event": "queuejob", "order": "2000", "enabled": "true"}}},
         {"vnodes": {"n1": {"Mom": "a"}, "m": {"Mom": "m"}, "m[0]": {"Mom": "m"}}},
+        {"server": {"node_fail_requeue": "310"}},
+        {"server": {"node_fail_requeue": "0"}},
     ],
 )
 def test_harmless_settings_get_no_warning(change: dict[str, object]) -> None:
