@@ -56,6 +56,7 @@ MOVES: Mapping[MoveNote, str] = {
     MoveNote.ARRIVED: "moved here from {host}, with its facts",
     MoveNote.OLD_FACTS: "moved here from {host}, which is silent: with the facts that came before",
     MoveNote.SUPERSEDED: "owned by {host}: the facts here are old, and were dropped",
+    MoveNote.WISHED: "is to go on elsewhere, as the hub wishes: {host}",
 }
 """`host`: the other host. `why`: why the move came to nothing."""
 

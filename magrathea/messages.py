@@ -36,11 +36,22 @@ from .message_base import Time as Time
 from .message_base import Word as Word
 from .message_base import decode
 from .message_base import encode as encode
-from .move_messages import MoveRefused, MoveWords, Ownerships, ParcelSent, RoomsAsked, RoomsTold, RoomTold
+from .move_messages import (
+    MoveRefused,
+    MoveWished,
+    MoveWords,
+    Ownerships,
+    ParcelSent,
+    RoomsAsked,
+    RoomsTold,
+    RoomTold,
+    WishRefused,
+)
 from .reports import Chunk as Chunk
 from .reports import ChunkPreview as ChunkPreview
 from .reports import DomainReport as DomainReport
 from .reports import DomainTravel as DomainTravel
+from .reports import ElsewhereView as ElsewhereView
 from .reports import EvacuationView as EvacuationView
 from .reports import FarmView as FarmView
 from .reports import HistoryEntry as HistoryEntry
@@ -181,14 +192,15 @@ class GivenTold(Message, frozen=True, tag="given-told", omit_defaults=True):
 HEARTBEAT_S = 2.0
 """Seconds between heartbeats. After three missing ones a host is `unknown` to PBS."""
 
-MOVES, ROOMS = "moves", "rooms"
-KNOWS_MOVES = f"{__version__}+{MOVES}.{ROOMS}"
-"""The version in the heartbeats of hubs and hosts that know the messages about moves, and those about room for them.
-What is known stands after a `+`: a peer of an older release would refuse a heartbeat with a new field."""
+MOVES, ROOMS, WISHES = "moves", "rooms", "wishes"
+KNOWS_MOVES = f"{__version__}+{MOVES}.{ROOMS}.{WISHES}"
+"""The version in the heartbeats of hubs and hosts that know the messages about moves, those about room for them, and a
+hub's wishes for moves. What is known stands after a `+`: a peer of an older release would refuse a heartbeat with a new
+field."""
 
 
 def knows(version: str, what: str) -> bool:
-    """True if the sender of a heartbeat with that version knows the messages about `what` (MOVES, ROOMS)."""
+    """True if the sender of a heartbeat with that version knows the messages about `what` (MOVES, ROOMS, WISHES)."""
     return what in version.partition("+")[2].split(".")
 
 
@@ -201,7 +213,18 @@ def release(version: str) -> str:
     return version.partition("+")[0]
 
 
-ToHub = Snapshot | Heartbeat | HistoryTold | PartsAsked | GivenAsked | MoveWords | ParcelSent | RoomTold | RoomsAsked
+ToHub = (
+    Snapshot
+    | Heartbeat
+    | HistoryTold
+    | PartsAsked
+    | GivenAsked
+    | MoveWords
+    | ParcelSent
+    | RoomTold
+    | RoomsAsked
+    | WishRefused
+)
 ToHost = (
     Books
     | Heartbeat
@@ -211,6 +234,7 @@ ToHost = (
     | GivenTold
     | Ownerships
     | MoveRefused
+    | MoveWished
     | ParcelSent
     | RoomsTold
 )

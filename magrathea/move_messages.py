@@ -160,6 +160,28 @@ class RoomsTold(Message, frozen=True, tag="rooms-told"):
         )
 
 
+class MoveWished(Message, frozen=True, tag="move-wished"):
+    """Hub to host: the domain, which is preempted at yours, should go on at host `to`. `number`: of your ownership.
+    `why`: for people. It is said again as long as it is so. The host may refuse. Only those get it that know it
+    (messages.py, `knows`)."""
+
+    domain: Word
+    number: Number
+    to: Word
+    why: Sentence
+
+
+class WishRefused(Message, frozen=True, tag="wish-refused"):
+    """Host to hub: it does not begin the move that the hub wished for."""
+
+    sender: Word
+    domain: Word
+    number: Number
+    to: Word
+    code: RefusalCode
+    text: Sentence
+
+
 class ParcelSent(Message, frozen=True, tag="parcel"):
     """Source to hub, and hub to target: a domain's facts. See `core.moves.Parcel`."""
 

@@ -236,11 +236,24 @@ class MoveView(msgspec.Struct, kw_only=True, frozen=True):
     over: bool = False
 
 
+class ElsewhereView(msgspec.Struct, kw_only=True, frozen=True):
+    """A preempted domain, if preempted domains may go on elsewhere. `to`: the host where it should go on; empty: it
+    stays, and `text` is why. `since`: it has been preempted since then, by its host's clock. `fix`: what to configure,
+    if that keeps it from moving."""
+
+    domain: Word
+    host: Word
+    to: Sentence
+    since: Time
+    text: Sentence
+    fix: Sentence = ""
+
+
 class FarmView(msgspec.Struct, kw_only=True, frozen=True):
     """The answer of the hub's control socket to `status`. `booked`: jobs that the hub has suspended in PBS.
 
     `knows_pbs`: the hub has read PBS's vnodes and jobs since its start; before that its books are not reliable.
-    `moves`: those under way, and the last ones.
+    `moves`: those under way, and the last ones. `elsewhere`: the preempted domains, if they may go on elsewhere.
     """
 
     at: Time
@@ -248,6 +261,7 @@ class FarmView(msgspec.Struct, kw_only=True, frozen=True):
     hosts: list[HostView]
     booked: list[Word]
     moves: list[MoveView] = []
+    elsewhere: list[ElsewhereView] = []
 
 
 class Road(msgspec.Struct, kw_only=True, frozen=True):

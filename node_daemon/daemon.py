@@ -304,7 +304,7 @@ class Daemon:
             key_file=table.key_file,
             hub_key_file=table.hub_key_file,
             on_history=lambda question: self.admin.answer_history(question),
-            on_moves=None if self.moves is None else self.moves.heard,
+            on_moves=None if self.moves is None else self.move_requests.heard,
         )
 
     def _books(self, jobs: tuple[ev.Booking, ...]) -> None:
@@ -367,6 +367,7 @@ class Daemon:
         await self.admin.close()
         await self.evacuation.close()
         await self.host_sleep.close()
+        await self.move_requests.close()
         if self.moves is not None:
             await self.moves.close()
         await self.life.close()

@@ -49,7 +49,7 @@ from magrathea.messages import (
     encode,
     knows,
 )
-from magrathea.move_messages import MoveRefused, Ownerships, ParcelSent, RoomsAsked, RoomsTold
+from magrathea.move_messages import MoveRefused, MoveWished, Ownerships, ParcelSent, RoomsAsked, RoomsTold
 
 from .claims.pbs_says import PbsSays
 from .hub_keys import HubError, load_pair
@@ -120,7 +120,7 @@ class HubClient:
         key_file: str = "",
         hub_key_file: str = "",
         on_history: Callable[[HistoryAsked], Awaitable[bytes]] | None = None,
-        on_moves: Callable[[Ownerships | MoveRefused | ParcelSent], None] | None = None,
+        on_moves: Callable[[Ownerships | MoveRefused | MoveWished | ParcelSent], None] | None = None,
     ) -> None:
         self.host = host
         self._on_history = on_history
@@ -287,7 +287,7 @@ class HubClient:
             case PartsTold() | GivenTold() | RoomsTold():
                 if (asked := hub.asked.pop((type(message), message.id), None)) is not None:
                     asked.set_result(message)
-            case Ownerships() | MoveRefused() | ParcelSent():
+            case Ownerships() | MoveRefused() | MoveWished() | ParcelSent():
                 if self._on_moves is not None:
                     self._on_moves(message)
             case Resend():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 
 import click
 import msgspec
@@ -14,7 +15,7 @@ from magrathea.core.words import GiveWay, JobClass, State, StoppedBy
 from magrathea.decoding import UNDECODABLE
 from magrathea.name_folding import fold
 from magrathea.preview import outlook_farm
-from magrathea.reports import Chunk, DomainReport, JobReport, Outlook, Road, Snapshot
+from magrathea.reports import Chunk, DomainReport, ElsewhereView, JobReport, Outlook, Road, Snapshot
 from magrathea.text import printable
 
 NOT_WELL, USAGE = 1, 2
@@ -27,7 +28,8 @@ NOT_WELL, USAGE = 1, 2
 def hosts(hub_option: str | None, socket_option: str | None, form: str) -> None:
     """Show all hosts and their domains (by vnode) by state, with names folded. It asks the hub; without one, this host.
     On a machine with neither (a login node) it shows what PBS shows. The hub also shows which domains are on their way
-    from one host to another, which have moved lately, and why others did not.
+    from one host to another, which have moved lately, and why others did not. If preempted domains may go on elsewhere
+    ([elsewhere] in hub.toml), it shows where each is to go, or why it stays.
 
     \b
     Examples:
@@ -63,9 +65,9 @@ def hosts(hub_option: str | None, socket_option: str | None, form: str) -> None:
     view.show(form, ("WHAT", "STATE", "COUNT", "NAMES"), rows, data)
     if alone:
         login.say_source(form)
-    if form == "table" and known and known.moves:
+    if form == "table" and known and (known.moves or known.elsewhere):
         click.echo()
-        for line in view.move_lines(known.moves, known.at):
+        for line in (*view.move_lines(known.moves, known.at), *view.elsewhere_lines(known.elsewhere)):
             view.say(line)
     bad = {("host", "silent"), ("domain", State.FAULT.value), ("domain", State.UNKNOWN.value)}
     raise click.exceptions.Exit(NOT_WELL if bad & groups.keys() else 0)
@@ -110,7 +112,8 @@ def _sum(outlook: Outlook) -> str:
 @sources.socket
 @sources.form_option
 def explain(job: str, hub_option: str | None, socket_option: str | None, form: str) -> None:
-    """Explain the state of JOB. For each host that has it: what it does there, who preempted it, and for how long.
+    """Explain the state of JOB. For each host that has it: what it does there, who preempted it, and for how long; and
+    why its domain has moved lately, is to go on at another host, or stays.
 
     If no host has it: what PBS reports, what each domain would answer to each of its chunks now, and whether all
     chunks find a place. It needs no rights: it asks PBS by qstat as the calling user, so a job's owner may ask. On a
@@ -141,20 +144,28 @@ def explain(job: str, hub_option: str | None, socket_option: str | None, form: s
     ]
     if parts:
         rows = [_part(*part, now=known.at) for part in parts]
-        data = [{"host": s.host, "domain": d.name, "job": msgspec.to_builtins(j)} for s, d, j in parts]
-        view.show(form, PARTS, rows, data)
         domains = {domain.name for _, domain, _ in parts}
+        judged = {one.domain: one for one in known.elsewhere if one.domain in domains}
+        data = [{"host": s.host, "domain": d.name, "job": to_builtins(j)} | _judged(judged, d) for s, d, j in parts]
+        view.show(form, PARTS, rows, data)
         if form == "table":
-            for line in view.move_lines((move for move in known.moves if move.domain in domains), known.at):
+            moved = (move for move in known.moves if move.domain in domains)
+            for line in (*view.move_lines(moved, known.at), *view.elsewhere_lines(judged.values())):
                 view.say(line)
         return
     id, attributes, cls, asked = _in_pbs(job, f"no host has {job}, and PBS cannot explain it")
     here = login.placed_parts(attributes)
     if moves := [move for move in known.moves if move.domain in here and not move.over]:  # no host has its facts now
         rows = [(move.source, move.target, move.domain, move.text) for move in moves]
-        view.show(form, MOVES, rows, {"job": id, "moves": msgspec.to_builtins(moves)})
+        view.show(form, MOVES, rows, {"job": id, "moves": to_builtins(moves)})
         return
     _explain_waiting(form, id, attributes, outlook_farm(known.hosts, cls, asked))
+
+
+def _judged(found: Mapping[str, ElsewhereView], domain: DomainReport) -> dict[str, object]:
+    """What the hub says of a preempted domain that may go on elsewhere, for programs."""
+    one = found.get(domain.name)
+    return {"elsewhere": to_builtins(one)} if one is not None else {}
 
 
 MOVES = ("FROM", "TO", "DOMAIN", "ON ITS WAY")

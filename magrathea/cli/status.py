@@ -62,6 +62,8 @@ def _of_hub(host: str | None, path: Path, form: str, compact: bool) -> StatusPag
     else:
         moving = (move for move in farm.moves if not move.over and host in (None, move.source, move.target))
         moves = "".join(f"on its way: {line}\n" for line in view.move_lines(moving, farm.at))
+        own = (one for one in farm.elsewhere if host in (None, one.host, one.to))
+        moves += "".join(f"preempted: {line}\n" for line in view.elsewhere_lines(own))
         tables = _tables([replace(v.snapshot, at=farm.at) if v.live else v.snapshot for v in views])
         text = "\n".join([*tables, *([moves] if moves else [])])
     bad = bool(silent) or any(exit_code(found.snapshot) for found in views)

@@ -17,7 +17,7 @@ import click
 import msgspec
 
 from magrathea.core.words import State, StoppedBy
-from magrathea.reports import DomainReport, EvacuationView, JobReport, MoveView, SleepReport, Snapshot
+from magrathea.reports import DomainReport, ElsewhereView, EvacuationView, JobReport, MoveView, SleepReport, Snapshot
 from magrathea.text import printable, printable_json
 
 COLOURS = {
@@ -98,6 +98,16 @@ def move_lines(moves: Iterable[MoveView], now: float) -> list[str]:
         return clean(f"{move.domain}, from {move.source} to {move.target}: {move.text}{ago}")
 
     return [line(move) for move in moves]
+
+
+def elsewhere_lines(found: Iterable[ElsewhereView]) -> list[str]:
+    """A sentence for each of these preempted domains: where it should go on, or why it stays."""
+
+    def line(one: ElsewhereView) -> str:
+        what = f"is to go on at {one.to} instead of {one.host}" if one.to else f"stays on {one.host}"
+        return clean(f"{one.domain} {what}: {one.text}")
+
+    return [line(one) for one in found]
 
 
 def tabs(cells: Iterable[object]) -> str:

@@ -17,6 +17,7 @@ from .model import NOT_ASKED, GiveWay, Host, Lifecycle
 from .move_events import DomainFound, MoveDenied, MoveNote, MoveNoted, MoveRequested, Result
 from .moves import HostWithMoves, Leaving, Letting, MoveStage, Ownership, Says, Where, Word, with_domain, without_domain
 from .refusals import Refusal, RefusalCode
+from .stopping import wanted_here
 
 MOST_ATTEMPTS = 3
 """Copies that may fail before the domain stays where it is."""
@@ -32,6 +33,8 @@ def with_change(place: HostWithMoves, domain: str, change: Callable[[Leaving], L
 def requested(place: HostWithMoves, event: MoveRequested) -> Result:
     wanted = "" if event.to == place.name else event.to
     leaving = place.moves.leaving_of(event.domain)
+    if event.wish and (no := no_wish(place, event.domain)):
+        return place, (ev.Refused(event.domain, no.code, no.text),)
     if leaving is None and (no := no_move(place, event.domain, wanted)):
         return place, (ev.Refused(event.domain, no.code, no.text),)
     if leaving and leaving.stage in (MoveStage.HANDED, MoveStage.RESUMING):
@@ -47,7 +50,25 @@ def requested(place: HostWithMoves, event: MoveRequested) -> Result:
     record = place.moves.record(event.domain)
     assert record
     new = Leaving(event.domain, record.number, wanted, wanted, place.host.now, event.until, papers=event.papers)
-    return replace(place, moves=place.moves.with_leaving(event.domain, new)), accepted
+    new = replace(new, wish=event.wish)
+    noted = (MoveNoted(event.domain, MoveNote.WISHED, f"to {wanted}: {event.wish}"),) if event.wish else ()
+    return replace(place, moves=place.moves.with_leaving(event.domain, new)), (*accepted, *noted)
+
+
+def no_wish(place: HostWithMoves, name: str) -> Refusal | None:
+    """Why this host does not follow the hub's wish to move the domain; None if it may."""
+    if leaving := place.moves.leaving_of(name):
+        return Refusal(RefusalCode.DOMAIN_MOVING, f"{name} is on its way to {leaving.to} already")
+    if place.host.domain(name) is not None and not waits(place.host, name):
+        text = f"the hub moves only domains that are preempted, and {place.host.name} keeps no job of {name} stopped"
+        return Refusal(RefusalCode.NOT_MOVABLE, text)
+    return None
+
+
+def waits(host: Host, name: str) -> bool:
+    """True if jobs of the domain are stopped by us, and this host still wants it so."""
+    domain, wanted = host.domain(name), wanted_here(host)
+    return domain is not None and any((name, job.key) in wanted for job in domain.stopped)
 
 
 def no_move(place: HostWithMoves, name: str, wanted: str) -> Refusal | None:
@@ -139,7 +160,7 @@ def kept(place: HostWithMoves, leaving: Leaving, record: Ownership) -> Result:
         return HostWithMoves(host, moves.with_leaving(name, None)), (noted,)
     to, attempts = leaving.wanted, leaving.attempts
     asks = Leaving(name, record.number, to, to, leaving.since, leaving.until, attempts=attempts, why=leaving.why)
-    asks = replace(asks, papers=leaving.papers)
+    asks = replace(asks, papers=leaving.papers, wish=leaving.wish)
     return replace(place, moves=moves.with_leaving(name, asks)), ()
 
 

@@ -148,6 +148,8 @@ def _settled(before: HostWithMoves, place: HostWithMoves, rules: arrivals.Rules)
         early = leaving.stage in (MoveStage.ASKING, MoveStage.PREPARING)
         if early and leaving.until <= now and not leaving.turns_back:
             leaving = replace(leaving, wanted="", why=f"no answer in time from {leaving.to} or the hub")
+        if early and leaving.wish and not leaving.turns_back and not departures.waits(place.host, leaving.domain):
+            leaving = replace(leaving, wanted="", why="its jobs may go on here")
         if early and leaving.turns_back:
             leaving = replace(leaving, stage=MoveStage.STAYING)
         place = replace(place, moves=place.moves.with_leaving(leaving.domain, leaving))

@@ -20,13 +20,15 @@ class TimedMoveEvent:
 class MoveRequested(TimedMoveEvent):
     """An admin wants the domain on host `to`; empty: here. Answered by `Accepted` or `Refused`.
 
-    `until`: a move that is not granted and prepared by then turns back. `papers`: see `moves.Parcel`.
+    `until`: a move that is not granted and prepared by then turns back. `papers`: see `moves.Parcel`. `wish`: the hub
+    wants it, not an admin, and this is why; only a domain that is preempted moves so.
     """
 
     domain: str
     to: str
     until: float
     papers: str = ""
+    wish: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class MoveNote(StrEnum):
     ARRIVED = "moved-here"
     OLD_FACTS = "moved-here-with-old-facts"
     SUPERSEDED = "owned-elsewhere"
+    WISHED = "move-wished"
 
 
 @dataclass(frozen=True, slots=True)

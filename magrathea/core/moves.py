@@ -153,7 +153,8 @@ class Leaving:
     the move turns back. `until`: when the hub's grant and the target's readiness come too late. `tried`: the copy was
     started and is over; under one number it is tried once. `letting`: set when the domain ceased to run here. `sealed`:
     its facts since then; until then they are among the host's. `attempts`: copies that failed. `why`: for people, why
-    it turned back. `called_off`: somebody wanted it to stay. `papers`: see Parcel.
+    it turned back. `called_off`: somebody wanted it to stay. `papers`: see Parcel. `wish`: why the hub wants the move;
+    empty if an admin does.
     """
 
     domain: str
@@ -171,6 +172,7 @@ class Leaving:
     why: str = ""
     papers: str = ""
     called_off: bool = False
+    wish: str = ""
 
     @property
     def turns_back(self) -> bool:

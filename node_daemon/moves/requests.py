@@ -1,9 +1,16 @@
-"""What an admin asks about moves: what a move would be, a move itself, and how far moves are."""
+"""What an admin asks about moves: what a move would be, a move itself, and how far moves are. And what the hub wishes.
+
+Rule 1: the hub's wish is checked as an admin's request is, and beside it by the core: only a domain that is preempted
+moves so. If this host does not follow a wish, it tells the hub why.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable
 
+from magrathea import supervision
 from magrathea.control import ControlRequest, Denied, granted
 from magrathea.core import arrivals, departures, migration
 from magrathea.core import events as ev
@@ -13,6 +20,7 @@ from magrathea.core.move_events import MoveNote, MoveNoted
 from magrathea.core.moves import Arriving, Leaving, MoveStage
 from magrathea.core.refusals import RefusalCode
 from magrathea.messages import DomainTravel
+from magrathea.move_messages import MOST_TEXT, MoveRefused, MoveWished, Ownerships, ParcelSent, WishRefused
 from magrathea.move_reports import CopiedDiskReport, MoveEnd, MovePlan, MoveReport
 
 from ..configuration import NodedConfiguration
@@ -22,6 +30,8 @@ from .copies import terms
 from .domain_moves import DomainMoves
 from .needs import DaemonForMoves
 from .papers import PapersRefused, papers_of
+
+log = logging.getLogger(__name__)
 
 ENDS = (MoveNote.LEFT, MoveNote.STAYED, MoveNote.CALLED_OFF)
 
@@ -33,6 +43,14 @@ class MoveRequests:
         self._daemon = daemon
         self._moves = moves
         self._ended: dict[str, MoveEnd] = {}
+        self._wishes: dict[str, asyncio.Task[None]] = {}
+        """By domain: the wish that is being looked at."""
+
+    async def close(self) -> None:
+        wishes = list(self._wishes.values())
+        for task in wishes:
+            task.cancel()
+        await asyncio.gather(*wishes, return_exceptions=True)
 
     def noted(self, note: MoveNoted) -> None:
         """The core has noted something about a move."""
@@ -111,11 +129,11 @@ class MoveRequests:
         except PapersRefused as error:
             raise Denied(RefusalCode.NOT_SUPPORTED, f"{name} cannot move: {error}") from error
 
-    def _begin(self, name: str, to: str, papers: str) -> None:
+    def _begin(self, name: str, to: str, papers: str, wish: str = "") -> None:
         """Let the core decide. Raises Denied."""
         daemon = self._daemon
         until = daemon.now() + daemon.configuration.moves.patience_s
-        decisions = daemon.apply_move(me.MoveRequested(daemon.now(), name, to, until, papers))
+        decisions = daemon.apply_move(me.MoveRequested(daemon.now(), name, to, until, papers, wish))
         if decisions is None:
             raise Denied(RefusalCode.JOURNAL, "the journal cannot be written, so no move begins; the status says why")
         for said in decisions:
@@ -123,6 +141,41 @@ class MoveRequests:
                 raise Denied(said.code, said.text)
         if self._moves is not None:
             self._moves.look_soon()
+
+    # What the hub says
+
+    def heard(self, message: Ownerships | MoveRefused | MoveWished | ParcelSent) -> None:
+        """A message of the hub. Raises BadMessage."""
+        if not isinstance(message, MoveWished):
+            if self._moves is not None:
+                self._moves.heard(message)
+            return
+        record, name = self._daemon.place.moves.record(message.domain), message.domain
+        under_way = self._daemon.place.moves.leaving_of(name) is not None or name in self._wishes
+        if under_way or record is None or (record.number, record.owner) != (message.number, self._daemon.place.name):
+            return  # the hub says it again, or has more to say first
+        task = self._wishes[name] = supervision.start(self._follow(message))
+        task.add_done_callback(lambda _: self._wishes.pop(name, None))
+
+    async def _follow(self, wish: MoveWished) -> None:
+        """Begin the move that the hub wishes for, or tell it why not."""
+        try:
+            if no := departures.no_wish(self._daemon.place, wish.domain):
+                raise Denied(no.code, no.text)
+            _, papers = await self._plan_with_papers(wish.domain, wish.to)
+            self._begin(wish.domain, wish.to, papers, wish.why)
+            log.info("%s moves to %s, as the hub wishes: %s", wish.domain, wish.to, wish.why)
+        except Denied as error:
+            log.info("%s does not move to %s, as the hub wishes: %s", wish.domain, wish.to, error)
+            refused = WishRefused(
+                sender=self._daemon.place.name,
+                domain=wish.domain,
+                number=wish.number,
+                to=wish.to,
+                code=error.code,
+                text=str(error)[:MOST_TEXT],
+            )
+            self._daemon.hub.tell_of_moves(refused)
 
     def _permitted(self, to: str) -> None:
         """Raises Denied if this host moves no domain to `to`; empty: to any host."""
@@ -236,7 +289,8 @@ _LEAVES = {
 
 
 def _leaves(leaving: Leaving, percent: int | None) -> str:
-    text = f"on its way to {leaving.to}: {_LEAVES[leaving.stage]}"
+    why = f" (wished by the hub: {leaving.wish})" if leaving.wish else ""
+    text = f"on its way to {leaving.to}{why}: {_LEAVES[leaving.stage]}"
     if leaving.stage is MoveStage.COPYING and percent is not None:
         text += f", {percent} %"
     if leaving.attempts:

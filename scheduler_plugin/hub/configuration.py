@@ -74,11 +74,20 @@ class PbsTable(msgspec.Struct, kw_only=True, frozen=True):
     set_priority: bool = True
 
 
+class ElsewhereTable(msgspec.Struct, kw_only=True, frozen=True):
+    """[elsewhere]. `after_s`: a domain that has been preempted for longer goes on at an idle host, if that is worth it;
+    0: none does. `rest_s`: no domain moves so again before that time, whatever it moved for."""
+
+    after_s: Annotated[float, msgspec.Meta(ge=0, le=2_592_000)] = 0.0
+    rest_s: Annotated[float, msgspec.Meta(ge=1, le=2_592_000)] = 1800.0
+
+
 class HubConfiguration(msgspec.Struct, kw_only=True, frozen=True):
     """The whole file."""
 
     hub: HubTable = HubTable()
     pbs: PbsTable = PbsTable()
+    elsewhere: ElsewhereTable = ElsewhereTable()
 
     @property
     def state_dir(self) -> Path:

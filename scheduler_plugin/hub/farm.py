@@ -143,6 +143,10 @@ class Farm:
         """Take what a heartbeat reports: how far the host's clock is ahead of ours, and its daemon's version."""
         self._machines[host] = (ahead_s, version)
 
+    def ahead_s(self, host: str) -> float:
+        """How far the host's clock is ahead of ours; 0 if it has not told."""
+        return self._machines.get(host, (0.0, ""))[0]
+
     def leases(self, mono: float) -> list[str]:
         """Mark hosts whose lease has run out as silent, and report them."""
         late = [h for h, heard in self.hosts.items() if heard.live and mono - self._heard_at[h] > LEASE_S]

@@ -40,10 +40,9 @@ from magrathea.messages import (
     Snapshot,
     ToHub,
     encode,
-    knows_moves,
     release,
 )
-from magrathea.move_messages import MoveWords, ParcelSent, RoomsAsked, RoomTold
+from magrathea.move_messages import MoveWords, ParcelSent, RoomsAsked, RoomTold, WishRefused
 from scheduler_plugin.pbs.base import Connect, PbsError
 
 from . import ledger
@@ -127,8 +126,9 @@ class Hub:
         )
         self._channel.start()
         self._histories = Histories(self._channel.send)
-        self._movers = Movers(owners, self.farm, self._channel, self._charged, self._follow_moves, MoveLog(time.time))
         self._rooms = Rooms(lambda host: host in self.farm.hosts and self.farm.hosts[host].live)
+        shell = self._channel, self._charged, self._follow_moves, MoveLog(time.time), self._rooms
+        self._movers = Movers(self._configuration, owners, self.farm, *shell)
         self.farm.bind(self._channel.bindings)
         self._pool = CallPool(self._connect, settings.workers, settings.call_deadline_s + GRACE_S)
         # a claim waits for its answer, and the pool's threads may all wait for MoMs
@@ -186,7 +186,7 @@ class Hub:
 
     async def _status(self, request: ControlRequest) -> bytes:
         """The hosts' last snapshots, and which jobs are booked."""
-        return encode(structs.replace(self.farm.view(time.time()), moves=self._movers.views))
+        return encode(structs.replace(self.farm.view(time.time()), **self._movers.views))
 
     async def _history(self, request: ControlRequest) -> bytes:
         """The histories of the hosts that have the job or domain in question, or had it before it moved lately; of all
@@ -226,7 +226,7 @@ class Hub:
                 self._start(self._answers.tell_given(host, message, time.time()))
             case Heartbeat():
                 self._beat_heard(host, message)
-            case MoveWords():
+            case MoveWords() | WishRefused():
                 self._movers.said(host, message)
             case ParcelSent():
                 self._movers.parcel(host, message)
@@ -250,7 +250,7 @@ class Hub:
                 self._channel.charge(host, took_s * part / whole, lane)
 
     def _beat_heard(self, host: str, beat: Heartbeat) -> None:
-        self._movers.knows(host, moves=knows_moves(beat.version))
+        self._movers.knows(host, beat.version)
         if beat.at:
             self.farm.machine(host, beat.at - time.time(), release(beat.version))
         was_live = host in self.farm.hosts and self.farm.hosts[host].live

@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 
 from magrathea.budget import Budget
 from magrathea.messages import MAX_BYTES, BadMessage, GivenAsked, Heartbeat, HistoryTold, PartsAsked, Snapshot, ToHub
-from magrathea.move_messages import MoveWords, ParcelSent, RoomsAsked, RoomTold
+from magrathea.move_messages import MoveWords, ParcelSent, RoomsAsked, RoomTold, WishRefused
 
 RATE_PER_S = 200
 """Messages of one host in one lane, averaged over `RATE_OVER_S`; a daemon sends 50 snapshots a second at most."""
@@ -67,13 +67,14 @@ _KINDS: dict[bytes, tuple[type[ToHub], Lane, int]] = {
     b"parcel": (ParcelSent, Lane.MOVES, MAX_BYTES),
     b"room": (RoomTold, Lane.MOVES, ROOM_BYTES),
     b"rooms-asked": (RoomsAsked, Lane.MOVES, ROOM_BYTES),
+    b"wish-refused": (WishRefused, Lane.MOVES, QUESTION_BYTES),
 }
 """The type of each kind of message, its lane, and its largest size."""
 
 _KIND = re.compile(rb'\{"type":"([a-z-]{1,20})"')
 _JOB = re.compile(rb'"job":"([^"]{1,255})"')
 _DOMAIN = re.compile(rb'"domain":"([^"]{1,255})"')
-_ABOUT = {PartsAsked: _JOB, ParcelSent: _DOMAIN}
+_ABOUT = {PartsAsked: _JOB, ParcelSent: _DOMAIN, WishRefused: _DOMAIN}
 """What each of these is about: those about other things do not replace it."""
 _HEAD = 1024
 """The fields before `vnodes` are shorter; so are those before `facts`."""

@@ -30,6 +30,8 @@ class MoveLog:
         self._now = now
         self._since: dict[str, float] = {}
         """When each move under way was granted, as far as this hub knows."""
+        self._why: dict[str, str] = {}
+        """Why the hub itself wished for moves under way."""
         self._last: deque[MoveView] = deque(maxlen=MOST_KEPT)
         self._of_hosts = RationedLog(log, burst=50, period_s=10)
 
@@ -40,15 +42,23 @@ class MoveLog:
         if last is None or (last.source, last.target, last.text) != (source, target, text):
             self._note(domain, source, target, text, over=no.code is not RefusalCode.BUSY)
 
-    def changed(self, before: Ownership | None, record: Ownership | None) -> None:
-        """A record is on disk that was another before."""
+    def changed(self, before: Ownership | None, record: Ownership | None, why: str = "") -> None:
+        """A record is on disk that was another before. `why`: the hub itself wished for its move."""
         old, new = before.transfer if before else None, record.transfer if record else None
+        if old is not None and before is not None and (new is None or new.number != old.number):
+            self._since.pop(before.domain, None)
+            text = _end(old, record) + self._because(before.domain)
+            self._why.pop(before.domain, None)
+            self._note(before.domain, old.source, old.target, text, over=True)
         if record is not None and new is not None and (old is None or old.number != new.number):
             self._since[record.domain] = self._now()
-            self._note(record.domain, new.source, new.target, "granted", over=False)
-        if old is not None and before is not None and (new is None or new.number != old.number):
-            self._since.pop(before.domain, None) if new is None else None
-            self._note(before.domain, old.source, old.target, _end(old, record), over=True)
+            if why:
+                self._why[record.domain] = why
+            self._note(record.domain, new.source, new.target, f"granted{self._because(record.domain)}", over=False)
+
+    def _because(self, domain: str) -> str:
+        why = self._why.get(domain, "")
+        return f" (the hub's wish: {why})" if why else ""
 
     def _note(self, domain: str, source: str, target: str, text: str, *, over: bool) -> None:
         self._of_hosts.say(source, f"move of {domain} from {source} to {target}: {text}", level=logging.INFO)
@@ -67,7 +77,7 @@ class MoveLog:
                 source=transfer.source,
                 target=transfer.target,
                 at=self._since.get(record.domain, 0.0),
-                text=stage(transfer),
+                text=stage(transfer) + self._because(record.domain),
             )
             for record in sorted(transfers, key=lambda record: record.domain)
             if (transfer := record.transfer) is not None

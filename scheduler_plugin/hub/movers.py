@@ -18,16 +18,19 @@ from collections.abc import Callable, Collection, Iterable
 from magrathea.core.moves import Ownership, Says, Word
 from magrathea.core.refusals import Refusal, RefusalCode
 from magrathea.logs import RationedLog
-from magrathea.messages import MOST_DOMAINS, MoveView
-from magrathea.move_messages import MOST_TEXT, MoveRefused, MoveWords, ParcelSent, ownerships_of
+from magrathea.messages import MOST_DOMAINS, WISHES, ElsewhereView, MoveView, knows, knows_moves
+from magrathea.move_messages import MOST_TEXT, MoveRefused, MoveWords, ParcelSent, WishRefused, ownerships_of
 
 from .channel import HubChannel
+from .configuration import HubConfiguration
 from .farm import Farm
 from .host_questions import Charged
 from .lanes import Lane
 from .move_log import MoveLog
 from .owners import OwnersFile, Unwritten
 from .ownership import Visits
+from .rooms import Rooms
+from .wishes import Wishes
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +48,14 @@ class Movers:
 
     def __init__(
         self,
+        configuration: HubConfiguration,
         owners: OwnersFile,
         farm: Farm,
         channel: HubChannel,
         charged: Charged,
         follow: Callable[[set[str]], None],
         move_log: MoveLog,
+        rooms: Rooms,
     ) -> None:
         self._owners, self._farm = owners, farm
         self._channel, self._charged, self._follow = channel, charged, follow
@@ -65,6 +70,7 @@ class Movers:
         self._kick = asyncio.Event()
         self._of_hosts = RationedLog(log, burst=50, period_s=10)
         self.log = move_log
+        self.wishes = Wishes.of(configuration, farm, rooms, owners.written.records, channel.send)
 
     # What hosts say
 
@@ -72,16 +78,21 @@ class Movers:
         """The host has just connected (again): nothing is known of what it has been told."""
         self._told.pop(host, None)
 
-    def knows(self, host: str, *, moves: bool) -> None:
-        """Note whether the host knows the messages about moves."""
-        if moves:
+    def knows(self, host: str, version: str) -> None:
+        """Note by its heartbeat whether the host knows the messages about moves."""
+        if knows_moves(version):
             self._knowing.add(host)
         else:
             self._knowing.discard(host)
+        self.wishes.knows(host, wishes=knows(version, WISHES))
 
-    def said(self, host: str, message: MoveWords) -> None:
-        """Take a host's words."""
-        self.knows(host, moves=True)
+    def said(self, host: str, message: MoveWords | WishRefused) -> None:
+        """Take a host's words, or why it does not follow a wish."""
+        if isinstance(message, WishRefused):
+            if self.wishes.refused(host, message):
+                self.log.refused(message.domain, host, message.to, Refusal(message.code, message.text))
+            return
+        self._knowing.add(host)
         self._welcome[host], self._most[host] = frozenset(message.welcome), message.most
         words = [told.word for told in message.words]
         early = [(word, no) for word in words if (no := self._cannot_ask(host, word))]
@@ -157,22 +168,25 @@ class Movers:
                 if what is not None:
                     hosts |= self._has_written(what)
                 self._tell(hosts)
+            await self.wishes.save()
 
     def _has_written(self, what: Unwritten) -> set[str]:
         """Let all follow. Returns the hosts concerned."""
         for name, record in what.records.items():
-            self.log.changed(self._owners.written.records.get(name), record)
+            self.log.changed(self._owners.written.records.get(name), record, self.wishes.why(name, record))
+            self.wishes.follow(name, record)
         self._owners.has_written(what)
         concerned = self._farm.owners_changed(what.records)
         self._follow(concerned)
         return concerned
 
     def remind(self) -> None:
-        """Tell the hosts again that domains move to or from."""
+        """Tell the hosts again that domains move to or from, and what should move."""
         hosts = self._farm.transfers.hosts
         for host in hosts:
             self._told.pop(host, None)
         self._tell(hosts)
+        self.wishes.look(self._welcome)
 
     def _tell(self, hosts: Iterable[str]) -> None:
         for host in self._knowing.intersection(hosts):
@@ -183,6 +197,7 @@ class Movers:
                 self._told[host] = records
 
     @property
-    def views(self) -> list[MoveView]:
-        """Moves under way, and those that ended or were refused lately, for people."""
-        return self.log.views(self._farm.transfers)
+    def views(self) -> dict[str, list[MoveView] | list[ElsewhereView]]:
+        """Parts of a FarmView: moves under way, those that ended or were refused lately; and what else should move, or
+        why not."""
+        return {"moves": self.log.views(self._farm.transfers), "elsewhere": self.wishes.views}

@@ -68,6 +68,11 @@ class Placements:
         self._reading: Mapping[str, PbsJob] = MappingProxyType({})
         self._read_at = float("-inf")
 
+    @property
+    def reading(self) -> Mapping[str, PbsJob]:
+        """All jobs as of the last reading."""
+        return self._reading
+
     def read(self, jobs: Mapping[str, PbsJob], asked_at: float) -> None:
         """Take all jobs, as they were at `asked_at` or later."""
         self._reading, self._read_at = jobs, asked_at

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from magrathea.core.placement import HostRoom
 from magrathea.move_messages import RoomOf, RoomsAsked, RoomsTold, RoomTold
 
 
@@ -20,6 +21,11 @@ class Rooms:
 
     def said(self, host: str, room: RoomTold) -> None:
         self._said[host] = room
+
+    def room(self, host: str) -> HostRoom | None:
+        """What the host has said of its room last; None if it is silent, or takes nobody."""
+        said = self._said.get(host)
+        return said.room if said is not None and self._live(host) else None
 
     def answer(self, host: str, asked: RoomsAsked) -> RoomsTold:
         return RoomsTold(id=asked.id, rooms=[self._of(other, host) for other in asked.hosts])

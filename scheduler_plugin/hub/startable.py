@@ -12,6 +12,7 @@ from magrathea.surroundings import cannot_listen, no_directory, no_place_for_fil
 from .configuration import HubConfiguration
 from .ledger import NAME as BOOKS
 from .owners import NAME as OWNERS
+from .trips import NAME as TRIPS
 
 LOCK = "lock"
 FORMER_STATE_DIR = Path("/var/lib/magrathea/hub")
@@ -29,7 +30,7 @@ def _obstacles(c: HubConfiguration) -> Iterator[str]:
     yield no_directory(Path(c.hub.control_socket).parent, "`control_socket` in [hub]")
     yield _no_place(c, c.hub.heartbeat_file, "`heartbeat_file` in [hub]")
     yield no_place_for_file(Path(c.hub.heartbeat_file), "`heartbeat_file` in [hub]")
-    for name in (LOCK, BOOKS, OWNERS):
+    for name in (LOCK, BOOKS, OWNERS, TRIPS):
         yield no_place_for_file(c.state_dir / name, "`state_dir` in [hub]")
     yield no_place_for_socket(c.hub.control_socket, "`control_socket` in [hub]")
     for endpoint in c.ipc:

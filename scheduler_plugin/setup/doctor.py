@@ -125,7 +125,9 @@ def _hub(paths: Paths, record: records.Record | None, now: Present | None) -> It
         yield unseen(SERVER, "heartbeat", heartbeat)
     yield writable(SERVER, "hub-state", configuration.state_dir)
     try:
-        yield from of_hosts(client.farm(Path(configuration.hub.control_socket)))
+        farm = client.farm(Path(configuration.hub.control_socket))
+        yield from of_hosts(farm)
+        yield from of_elsewhere(configuration.elsewhere.after_s, farm)
     except (client.Unreachable, client.RequestRefused) as error:
         cause, fix = getattr(error, "cause", str(error)), getattr(error, "fix", START_HUB)
         yield Check(SERVER, "hub-answers", Status.FAIL, "the hub does not answer", cause, fix)
@@ -180,6 +182,19 @@ def of_hosts(farm: FarmView) -> Iterator[Check]:
             cause = f"its daemon is {view.version}, this is {__version__}"
             fix = "install the same package on both; first here, then magrathea pbs install, then on hosts"
             yield Check(SERVER, f"version-{name}", Status.WARN, f"{name} has another version", cause, fix)
+
+
+def of_elsewhere(after_s: float, farm: FarmView) -> Iterator[Check]:
+    """Checks of preempted domains that are to go on elsewhere: what keeps them from moving by configuration."""
+    if not after_s:
+        return
+    kept = [one for one in farm.elsewhere if one.fix]
+    for one in kept:
+        name = f"elsewhere-{one.domain}"
+        yield Check(SERVER, name, Status.WARN, f"{one.domain} stays preempted on {one.host}", one.text, one.fix)
+    if not kept:
+        text = f"preempted domains go on elsewhere after {after_s:g} s; preempted now: {len(farm.elsewhere)}"
+        yield Check(SERVER, "elsewhere", Status.OK, text)
 
 
 def beat(file: Path, age_s: float | None, max_age_s: float) -> Check:

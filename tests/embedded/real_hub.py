@@ -35,6 +35,7 @@ class RealHub:
         self.keys_dir = directory / "keys"
         self.endpoint = f"tcp://127.0.0.1:{free_port()}" if tcp else f"ipc://{directory}/hub.ipc"
         self.tcp = tcp
+        self.elsewhere = configuration.ElsewhereTable()
         self.heartbeat = directory / "heartbeat"
         self.control = directory / "control.sock"
         self.context = zmq.asyncio.Context()
@@ -57,6 +58,7 @@ class RealHub:
                 control_socket=str(self.control),
             ),
             pbs=configuration.PbsTable(compare_s=3600, call_deadline_s=5),
+            elsewhere=self.elsewhere,
         )
         self.hub = Hub(settings, self.connect)
         self.task = asyncio.create_task(self.hub.run(self._stop))

@@ -19,7 +19,17 @@ from hypothesis import strategies as st
 from magrathea import qstat
 from magrathea.cli import main
 from magrathea.core.model import JobClass, Kind, State
-from magrathea.messages import Chunk, DomainReport, FarmView, HostView, MoveView, Outlook, Snapshot, encode
+from magrathea.messages import (
+    Chunk,
+    DomainReport,
+    ElsewhereView,
+    FarmView,
+    HostView,
+    MoveView,
+    Outlook,
+    Snapshot,
+    encode,
+)
 from magrathea.name_folding import fold
 from magrathea.preview import outlook_farm
 from tests.fakes.control_socket import AT, PREEMPTION, answering, domain, job, snapshot
@@ -34,10 +44,16 @@ WOULD = snapshot(
 
 
 def asked(
-    path: Path, command: list[str], *hosts: Snapshot, live: bool = True, moves: Sequence[MoveView] = ()
+    path: Path,
+    command: list[str],
+    *hosts: Snapshot,
+    live: bool = True,
+    moves: Sequence[MoveView] = (),
+    elsewhere: Sequence[ElsewhereView] = (),
 ) -> Result:
     views = [HostView(live=live, snapshot=host) for host in hosts]
-    view = FarmView(at=AT, knows_pbs=True, hosts=views, booked=[], moves=list(moves))
+    lists = {"moves": list(moves), "elsewhere": list(elsewhere)}
+    view = FarmView(at=AT, knows_pbs=True, hosts=views, booked=[], **lists)  # type: ignore[arg-type]
     with answering(path, encode(view) + b"\n"):
         return CliRunner().invoke(main.cli, [*command, "--hub", str(path)])
 
@@ -133,6 +149,32 @@ def test_a_job_in_a_domain_on_its_way_is_explained(path: Path, monkeypatch: pyte
     monkeypatch.setattr(qstat, "job", lambda id: ("99.srv", attributes))
     result = asked(path.with_name("two"), ["explain", "99", "--format", "plain"], PREEMPTION, moves=MOVES)
     assert (result.exit_code, result.stdout) == (0, "h1\th2\tn1\th1 copies it\n")
+
+
+GOES = ElsewhereView(domain="n1", host="h1", to="h2", since=AT - 700, text="preempted for 700 s, and there is room")
+STAYS = ElsewhereView(domain="n1", host="h1", to="", since=AT - 700, text="it moved 5 s ago; it rests for 600 s")
+OTHER = ElsewhereView(domain="n7", host="h3", to="", since=AT - 700, text="h3 is paused")
+
+
+@pytest.mark.parametrize(
+    ("view", "line"),
+    [
+        (GOES, "n1 is to go on at h2 instead of h1: preempted for 700 s, and there is room"),
+        (STAYS, "n1 stays on h1: it moved 5 s ago; it rests for 600 s"),
+    ],
+)
+def test_it_is_said_why_a_preempted_domain_goes_elsewhere_or_does_not(
+    path: Path, view: ElsewhereView, line: str
+) -> None:
+    views = [view, OTHER]
+    explained = asked(path, ["explain", "12"], PREEMPTION, elsewhere=views).stdout.splitlines()
+    assert explained[-1] == line
+    told = asked(path.with_name("2"), ["explain", "12", "--format", "json"], PREEMPTION, elsewhere=views).stdout
+    assert json.loads(told)[0]["elsewhere"]["text"] == view.text
+    hosts = asked(path.with_name("3"), ["hosts"], PREEMPTION, elsewhere=views).stdout.splitlines()
+    assert hosts[-2:] == [line, "n7 stays on h3: h3 is paused"]
+    status = asked(path.with_name("4"), ["status", "h1"], PREEMPTION, elsewhere=views).stdout.splitlines()
+    assert status[-1] == f"preempted: {line}"
 
 
 @pytest.mark.parametrize("name", ["12", "12.srv"])

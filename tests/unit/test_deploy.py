@@ -98,7 +98,7 @@ def test_hub_toml_is_good_as_soon_as_there_are_keys(tmp_path: Path) -> None:
     assert hub.load(tmp_path / "all.toml") == configuration, "what is commented out is the default"
 
 
-@pytest.mark.parametrize("table", [hub.HubTable, hub.PbsTable])
+@pytest.mark.parametrize("table", [hub.HubTable, hub.PbsTable, hub.ElsewhereTable])
 def test_hub_toml_names_every_key(table: type[msgspec.Struct]) -> None:
     text = (DEPLOY / "hub.toml").read_text()
     assert not {f.name for f in msgspec.structs.fields(table) if not re.search(rf"\b{f.name}\b", text)}

@@ -16,7 +16,7 @@ from magrathea.cli import doctor as cli
 from magrathea.configuration import ConfigurationError
 from magrathea.core.model import Mode
 from magrathea.doctor import Check, Part, Paths, Status
-from magrathea.messages import FarmView, HostView, Snapshot
+from magrathea.messages import ElsewhereView, FarmView, HostView, Snapshot
 from magrathea_lab.waiting import BOUND_S
 from node_daemon.configuration import NodedConfiguration, read
 from node_daemon.setup import doctor as node
@@ -202,6 +202,16 @@ def heard(name: str, *, live: bool = True, ahead_s: float | None = 0.0, version:
 )
 def test_the_server_compares_its_clock_and_version_with_each_hosts(host: HostView, expected: dict[str, str]) -> None:
     assert found(server.of_hosts(FarmView(at=0, knows_pbs=True, hosts=[host], booked=[]))) == expected
+
+
+def test_the_server_names_what_keeps_preempted_domains_from_going_elsewhere() -> None:
+    def view(fix: str) -> FarmView:
+        one = ElsewhereView(domain="n1", host="h", to="", since=0, text="no host takes domains from h", fix=fix)
+        return FarmView(at=0, knows_pbs=True, hosts=[], booked=[], elsewhere=[one])
+
+    assert found(server.of_elsewhere(0.0, view("name h in [visitors]"))) == {}
+    assert found(server.of_elsewhere(60.0, view("name h in [visitors]"))) == {"elsewhere-n1": "warn"}
+    assert found(server.of_elsewhere(60.0, view(""))) == {"elsewhere": "ok"}
 
 
 def test_secrets_are_their_owners_only(tmp_path: Path) -> None:

@@ -15,18 +15,22 @@ from magrathea.core.refusals import RefusalCode
 from magrathea.messages import (
     KNOWS_MOVES,
     MAX_BYTES,
+    WISHES,
     BadMessage,
     decode_to_host,
     decode_to_hub,
     encode,
+    knows,
     knows_moves,
     release,
 )
 from magrathea.move_messages import (
     MoveRefused,
+    MoveWished,
     MoveWords,
     Ownerships,
     ParcelSent,
+    WishRefused,
     ownerships_of,
     parcel_of,
     words_of,
@@ -164,3 +168,17 @@ def test_words_beyond_their_bounds_are_refused(words: list[object]) -> None:
 def test_who_knows_such_messages_says_so_in_the_version_of_his_heartbeats(version: str, known: bool) -> None:
     assert knows_moves(version) is known
     assert release(version) == version.partition("+")[0]
+
+
+@pytest.mark.parametrize(
+    ("version", "known"), [(KNOWS_MOVES, True), (f"{__version__}+moves", False), (__version__, False), ("", False)]
+)
+def test_only_who_knows_wishes_gets_some(version: str, known: bool) -> None:
+    assert knows(version, WISHES) is known
+
+
+def test_a_wish_and_its_refusal_arrive_as_they_were_sent() -> None:
+    wish = MoveWished(domain="n1", number=3, to="b", why="preempted for 700 s")
+    assert decode_to_host(encode(wish)) == wish
+    no = WishRefused(sender="a", domain="n1", number=3, to="b", code=RefusalCode.NOT_MOVABLE, text="it runs")
+    assert decode_to_hub(encode(no)) == no

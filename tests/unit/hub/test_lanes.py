@@ -8,8 +8,9 @@ import pytest
 
 from magrathea.core.model import Domain, Kind
 from magrathea.core.moves import Parcel
+from magrathea.core.refusals import RefusalCode
 from magrathea.messages import BadMessage, Heartbeat, HistoryTold, PartsAsked, Snapshot, ToHub, encode
-from magrathea.move_messages import MoveWords, ParcelSent, parcel_of, words_of
+from magrathea.move_messages import MoveWords, ParcelSent, WishRefused, parcel_of, words_of
 from scheduler_plugin.hub import lanes
 from scheduler_plugin.hub.lanes import Lane, Lanes, kind_of
 from tests.fakes.reports import snapshot
@@ -62,6 +63,11 @@ class Loop:
         return [message for _, message in self.handled[before:]]
 
 
+def wish_refused(domain: str) -> bytes:
+    text = {"domain": domain, "number": 1, "to": "h2", "text": "x" * 4096}
+    return encode(WishRefused(sender="h1", code=RefusalCode.NOT_MOVABLE, **text))  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def loop() -> Loop:
     return Loop()
@@ -76,6 +82,7 @@ def loop() -> Loop:
         (encode(HistoryTold(sender="h1", id=1, entries=[])), HistoryTold, Lane.REST),
         (words(), MoveWords, Lane.MOVES),
         (parcel("n1"), ParcelSent, Lane.MOVES),
+        (wish_refused("n1"), WishRefused, Lane.MOVES),
     ],
 )
 def test_a_message_of_a_daemon_is_recognized_by_its_first_bytes(message: bytes, type: type[ToHub], lane: Lane) -> None:

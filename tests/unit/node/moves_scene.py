@@ -182,7 +182,7 @@ class Host:
         if self.alive:
             try:
                 with contextlib.suppress(BadMessage):
-                    self.moves.heard(message)
+                    self.requests.heard(message)
             except asyncio.CancelledError:
                 assert not self.alive
 
@@ -281,6 +281,7 @@ class Scene:
 
     def ends(self, host: Host) -> None:
         async def again() -> None:
+            await host.requests.close()
             await host.moves.close()
             host.facts.close()
             await asyncio.sleep(AWAY_S)
@@ -327,6 +328,7 @@ def play(
                 return await test(scene), scene.steps
             finally:
                 for host in scene.hosts.values():
+                    await host.requests.close()
                     await host.moves.close()
                     host.facts.close()
 
