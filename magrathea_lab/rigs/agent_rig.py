@@ -313,7 +313,7 @@ class Rig:
         return {**job, "owner": owner().pw_name, **more}
 
     def claim(self, id: str = "12.srv", run: int = 1, **more: Any) -> Doc:
-        return self.mom("claim", job=self.job(id, run, **more), deadline_s=5)
+        return self.mom("claim", job=self.job(id, run, **more), deadline_s=BOUND_S)
 
     def run_job(
         self,

@@ -40,7 +40,7 @@ def claim(rig: Rig, files: Path, id: str = "12.srv", **more: object) -> Path:
     file = files / f"{id}.JB"
     file.touch()
     home = str(files.parent.parent)
-    assert rig.mom("claim", job=rig.job(id, 1, **more), deadline_s=5, home=home) == {"ok": True}
+    assert rig.mom("claim", job=rig.job(id, 1, **more), deadline_s=BOUND_S, home=home) == {"ok": True}
     return file
 
 
@@ -102,7 +102,7 @@ def test_where_the_kernel_reports_no_changes_the_agent_looks_once_a_second(files
     files.rename(directory)
     with running() as rig:
         home = str(files.parent.parent)
-        assert rig.mom("claim", job=rig.job(sister=True), deadline_s=5, home=home) == {"ok": True}
+        assert rig.mom("claim", job=rig.job(sister=True), deadline_s=BOUND_S, home=home) == {"ok": True}
         (directory / "12.srv.JB").touch()
         directory.rename(files)
         until(lambda: known(rig) == ["12.srv"] and "reports no changes" in rig.log_text(), "the agent knows the job")
@@ -181,7 +181,7 @@ def test_a_stopped_job_that_mom_forgets_is_killed(rig: Rig, files: Path) -> None
 def test_a_job_whose_file_was_never_seen_is_not_over(rig: Rig, files: Path) -> None:
     """MoM may keep its files elsewhere, as in another mount namespace."""
     claim(rig, files).rename(files / "other")
-    rig.mom("claim", job=rig.job("13.srv"), deadline_s=5, home=str(files.parent.parent))
+    rig.mom("claim", job=rig.job("13.srv"), deadline_s=BOUND_S, home=str(files.parent.parent))
     (files / "other").unlink()
     assert "13.srv" in known(rig)
     assert "13.srv" not in released(rig)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from magrathea_lab.rigs.agent_rig import Rig, job_python, running, state
-from magrathea_lab.waiting import until
+from magrathea_lab.waiting import BOUND_S, until
 from node_daemon.agent.advice import Advisor, Slice
 from tests.swap import no_swap, swap
 
@@ -65,7 +65,7 @@ def slices(rig: Rig, op: str, mib: int = 32, jobs: list[dict[str, Any]] | None =
     """Ask for slices until nothing more moves."""
     answers = []
     for _ in range(100):
-        answer = rig.host.request(op, jobs=jobs or [NAME], mib=mib, deadline_s=10.0)
+        answer = rig.host.request(op, jobs=jobs or [NAME], mib=mib, deadline_s=BOUND_S)
         assert answer["ok"], answer
         answers.append(answer)
         if not answer["more"] and (op == "fetch" or answer["pushed_mib"] == 0):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from magrathea_lab.rigs.agent_rig import Rig, job_python, running, state
-from magrathea_lab.waiting import until
+from magrathea_lab.waiting import BOUND_S, until
 
 WARNED = """
 import signal, sys, time
@@ -52,7 +52,7 @@ def stop(rig: Rig, warn_s: float) -> tuple[dict[str, Any], float]:
     """The agent's row for the job, and how long its stop took."""
     order = {"id": "12.srv", "run": 1, "order": "stop", "warn_signal": "SIGUSR1", "warn_s": warn_s}
     began = time.monotonic()
-    answer = rig.host.request("orders", orders=[order], deadline_s=warn_s + 10)
+    answer = rig.host.request("orders", orders=[order], deadline_s=warn_s + BOUND_S)
     assert answer["ok"], answer
     return answer["jobs"][0], time.monotonic() - began
 
@@ -191,7 +191,7 @@ def test_the_end_of_a_warned_job_is_reported_at_once(rig: Rig, tmp_path: Path) -
     """It has saved what it needs, and ends before its time is over. Its file stays while MoM copies its output."""
     (tmp_path / "mom_priv/jobs").mkdir(parents=True)
     (tmp_path / "mom_priv/jobs/12.srv.JB").touch()
-    assert rig.mom("claim", job=rig.job(), deadline_s=5, home=str(tmp_path)) == {"ok": True}
+    assert rig.mom("claim", job=rig.job(), deadline_s=BOUND_S, home=str(tmp_path)) == {"ok": True}
     said = handler(rig)
     rig.host.await_op("launched")
     began = time.monotonic()

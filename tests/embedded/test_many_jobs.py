@@ -130,7 +130,7 @@ def test_claims_and_orders_do_not_wait_behind_a_list(rig: Rig) -> None:
         asked = asyncio.create_task(site.mom("jobs", jobs=[job(number) for number in range(JOBS)]))
         await asyncio.wait_for(site.list_came.wait(), BOUND_S)
         claimed = site.rig.job("12.srv")
-        assert await site.mom("claim", job=claimed, deadline_s=1.5) == {"ok": True}
+        assert await site.mom("claim", job=claimed, deadline_s=BOUND_S) == {"ok": True}
         assert (await site.channel.request("ping", BOUND_S)).ok
         assert not asked.done()
         site.let_lists_go.set()
@@ -144,7 +144,7 @@ def test_the_launch_of_each_is_reported_and_claims_are_answered_meanwhile(rig: R
     async def case(site: Site) -> None:
         asked = asyncio.create_task(site.mom("jobs", jobs=[{**job(n), "sister": True} for n in range(JOBS)]))
         await asyncio.wait_for(site.list_came.wait(), BOUND_S)
-        assert await site.mom("claim", job=site.rig.job("12.srv"), deadline_s=5) == {"ok": True}
+        assert await site.mom("claim", job=site.rig.job("12.srv"), deadline_s=BOUND_S) == {"ok": True}
         await asked
         async with asyncio.timeout(BOUND_S):
             while len(site.launched) < JOBS:
