@@ -72,6 +72,7 @@ SLEEPS_FOR: Mapping[SleepCause, str] = {
     SleepCause.SHUTDOWN: ", because its host shuts down",
     SleepCause.GIVE_WAY: ", because its memory must give way",
     SleepCause.EVACUATION: ", because its host is evacuated",
+    SleepCause.MOVE: ", because it moves",
 }
 
 
@@ -217,7 +218,7 @@ def _of_domain(event: ev.DomainEvent) -> str:
         case ev.SleepRequested(reason=reason, cause=cause):
             return f"is to be put to sleep with its jobs{SLEEPS_FOR[cause]}: {reason}"
         case ev.SleepEnded():
-            return "stays awake: it was to come back before it was saved"
+            return "is awake: it was to come back before it was saved, or has caught up after a move"
         case ev.FreezeEnded(failed=failed):
             return f"could not be saved: {failed}" if failed else "is saved to disk"
         case ev.DefrostRequested():

@@ -215,7 +215,7 @@ def _domain(whole: _Whole, domain: Domain) -> DomainReport:
 
 def _sleep(domain: Domain) -> SleepReport | msgspec.UnsetType:
     sleep = domain.sleep
-    if sleep is None:
+    if sleep is None or domain.rests_for_move:  # what moves does not sleep for the hub; older ones do not know the word
         return msgspec.UNSET
     return SleepReport(since=sleep.since, reason=sleep.reason[:4096], cause=sleep.cause, wakes=sleep.wakes)
 

@@ -216,7 +216,7 @@ def as_arrived(domain: Domain, now: float) -> Domain:
     Claims get their time again: nobody could confirm them meanwhile.
     """
     return replace(
-        domain,
+        after_standstill(domain, now),
         jobs=tuple(job if job.confirmed else replace(job, claimed_at=now) for job in domain.jobs),
         lifecycle=Lifecycle.UP,
         agent_lost_at=now,
@@ -227,6 +227,16 @@ def as_arrived(domain: Domain, now: float) -> Domain:
         disk_obstacle=NOT_ASKED,
         stays_awake="",
     )
+
+
+STILL_S = 1.5
+"""A standstill that is longer is one that a guest's clock and MoM's connections notice."""
+
+
+def after_standstill(domain: Domain, now: float) -> Domain:
+    """The domain, which runs again after it stood still in its move: if that was short, nobody needs to know."""
+    since = domain.still_since
+    return domain if since is None or now - since > STILL_S else replace(domain, still_since=None)
 
 
 def says(arriving: Arriving) -> Word | None:
@@ -269,7 +279,15 @@ def prepares(arriving: Arriving, where: Where) -> bool:
 # Times are those of a host's own clock.
 
 TIMES = {
-    Domain: ("boot_until", "agent_lost_at", "linger_until", "young_since", "overtaken_since", "woken_at"),
+    Domain: (
+        "boot_until",
+        "agent_lost_at",
+        "linger_until",
+        "young_since",
+        "overtaken_since",
+        "woken_at",
+        "still_since",
+    ),
     Job: ("claimed_at", "run_since", "stopped_since"),
     Ended: ("at",),
     Closing: ("since",),

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import assert_never
 
 from . import events as ev
-from .arrivals import as_arrived
-from .model import NOT_ASKED, GiveWay, Host, Lifecycle
+from .arrivals import after_standstill, as_arrived
+from .model import NOT_ASKED, Domain, GiveWay, Host, Lifecycle, Sleep, SleepCause
 from .move_events import DomainFound, MoveDenied, MoveNote, MoveNoted, MoveRequested, Result
 from .moves import HostWithMoves, Leaving, Letting, MoveStage, Ownership, Says, Where, Word, with_domain, without_domain
 from .refusals import Refusal, RefusalCode
@@ -113,6 +113,35 @@ def restarted(leaving: Leaving) -> Leaving:
     return copy_over(leaving, "the daemon was restarted while it copied")
 
 
+BOOKED_WITHIN_S = 10.0
+"""PBS suspends stopped jobs within seconds. A copy does not wait longer for that: it would only get longer itself."""
+
+
+def _copied(place: HostWithMoves, name: str) -> Domain | None:
+    """The domain, if a copy of it is under way."""
+    leaving = place.moves.leaving_of(name)
+    copies = leaving is not None and leaving.stage is MoveStage.COPYING and not leaving.tried
+    return place.host.domain(name) if copies else None
+
+
+def jobs_rest(place: HostWithMoves, name: str) -> HostWithMoves:
+    """The domain's jobs stand still from now on, in PBS's books, too, as those of a domain that falls asleep. They go
+    on where the domain is when its move is over."""
+    domain, leaving, now = _copied(place, name), place.moves.leaving_of(name), place.host.now
+    if domain is None or leaving is None or domain.sleep is not None or not domain.running:
+        return place
+    reason = f"its jobs stand still for the rest of its way to {leaving.to}"
+    rest = Sleep(now, reason, SleepCause.MOVE, books_until=now + BOOKED_WITHIN_S)
+    return replace(place, host=with_domain(place.host, replace(domain, sleep=rest, linger_until=None, woken_at=None)))
+
+
+def stands_still(place: HostWithMoves, name: str) -> HostWithMoves:
+    domain = _copied(place, name)
+    if domain is None or domain.still_since is not None:
+        return place
+    return replace(place, host=with_domain(place.host, replace(domain, still_since=place.host.now)))
+
+
 def granted(place: HostWithMoves, leaving: Leaving, record: Ownership) -> Result:
     """The hub's record still has this host as owner under the number of the move."""
     transfer = record.transfer
@@ -177,10 +206,14 @@ def seen(place: HostWithMoves, leaving: Leaving, event: DomainFound) -> Result:
     if leaving.stage is MoveStage.COPYING and leaving.tried and not event.copying:
         if where is Where.RUNNING:  # the copy failed: it goes on here
             back = replace(leaving, stage=MoveStage.STAYING, letting=None, attempts=leaving.attempts + 1)
-            return replace(place, moves=moves.with_leaving(name, back)), ()
+            domain = place.host.domain(name)
+            host = place.host if domain is None else with_domain(place.host, after_standstill(domain, place.host.now))
+            return HostWithMoves(host, moves.with_leaving(name, back)), ()
         gone = leaving.letting is Letting.GONE or where in (Where.ABSENT, Where.LEFT)
         letting = Letting.GONE if gone else Letting.ENDED
         sealed = place.host.domain(name)
+        if sealed is not None and sealed.still_since is None:
+            sealed = replace(sealed, still_since=place.host.now)
         handed = replace(leaving, stage=MoveStage.HANDED, letting=letting, sealed=sealed)
         return HostWithMoves(without_domain(place.host, name), moves.with_leaving(name, handed)), ()
     if leaving.stage in (MoveStage.ASKING, MoveStage.PREPARING) and where is not Where.RUNNING:

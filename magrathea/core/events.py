@@ -276,7 +276,8 @@ class SleepRequested(EventOfDomain):
 
 
 class SleepEnded(EventOfDomain):
-    """The domain, which was to come back before it was saved, has not been saved: its jobs go on."""
+    """The domain, which was to come back before it was saved, has not been saved: its jobs go on. Or it has caught up
+    after a move in which it stood still."""
 
 
 @dataclass(frozen=True, slots=True)

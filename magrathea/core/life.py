@@ -54,7 +54,11 @@ class Save(StepOfLife):
     """Save it to disk, with its jobs if it has any."""
 
 
-LifeStep = Boot | Register | GoOn | PowerOff | Save
+class CatchUp(StepOfLife):
+    """It stood still in a move: set its clock, renew MoM's connections, ask PBS about its jobs before they go on."""
+
+
+LifeStep = Boot | Register | GoOn | PowerOff | Save | CatchUp
 
 
 def learned(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent | None:
@@ -133,6 +137,7 @@ def step(host: Host, domain: Domain, seen: Seen) -> LifeStep | None:
         (acts and seen.up and domain.must_go_down, PowerOff),
         (seen.up and seen.agent and not up, Register),
         (acts and seen.up and booting and seen.paused_externally, GoOn),
+        (seen.up and seen.agent and up and (domain.still_since is not None or domain.rests_for_move), CatchUp),
         (acts and seen.up and up and to_be_saved(host, domain), Save),
         (acts and not seen.up and booting, Boot),
     )

@@ -144,6 +144,7 @@ def _stopped_where_wanted(host: Host, by: str) -> Result:
         for job in stopping:
             why = "another host of the job" if job.held_elsewhere else by
             why = "its domain's sleep" if domain.falls_asleep and not domain.must_give_way else why
+            why = "its domain's move" if domain.rests_for_move else why
             said.append(ev.Noted(domain.name, ev.Note.PREEMPTED, job.key, why))
     return (host.having(*changed) if changed else host), tuple(said)
 

@@ -28,6 +28,7 @@ from .move_events import (
     CopyOver,
     Decision,
     DomainFound,
+    JobsMustRest,
     MoveDenied,
     MoveEvent,
     MoveNote,
@@ -38,6 +39,7 @@ from .move_events import (
     Restarted,
     Result,
     RoomMade,
+    StandsStill,
     Ticked,
 )
 from .moves import (
@@ -89,6 +91,10 @@ def _handled(place: HostWithMoves, event: MoveEvent) -> Result:
             return arrivals.prepared(place, event), ()
         case CopyOver():
             return departures.with_change(place, event.domain, lambda x: departures.copy_over(x, event.failed)), ()
+        case JobsMustRest():
+            return departures.jobs_rest(place, event.domain), ()
+        case StandsStill():
+            return departures.stands_still(place, event.domain), ()
         case Restarted():
             for leaving in place.moves.leaving:
                 place = departures.with_change(place, leaving.domain, departures.restarted)

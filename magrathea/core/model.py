@@ -157,7 +157,8 @@ class Domain:
     so it is up but nothing in it runs. `down_why`: for people, why it went down or did not come up. `sleep`: None if it
     is awake. `woken_at`: its sleep ended then, and some of its jobs have not continued yet. `disk_obstacle`: why it
     cannot be put to sleep to give way; empty if it can. `stays_awake`: why that is not tried again; empty if it may be.
-    `ignores_swap`: it gives way to disk, never to its swap (giving_way.py).
+    `ignores_swap`: it gives way to disk, never to its swap (giving_way.py). `still_since`: a move made its guest stand
+    still then, for long if the domain runs again: its clock and MoM's connections are not right until it has caught up.
     """
 
     name: str
@@ -191,6 +192,12 @@ class Domain:
     disk_obstacle: str = NOT_ASKED
     stays_awake: str = ""
     ignores_swap: bool = False
+    still_since: float | None = None
+
+    @property
+    def rests_for_move(self) -> bool:
+        """True if its jobs stand still for the rest of a move, and until PBS has been asked about them."""
+        return self.sleep is not None and self.sleep.cause is SleepCause.MOVE
 
     @property
     def falls_asleep(self) -> bool:
@@ -230,7 +237,7 @@ class Domain:
     def drain_reason(self) -> str:
         """Why the domain finishes its jobs but takes no more; empty if it takes jobs."""
         if self.sleep is not None and self.lifecycle is Lifecycle.UP:
-            return f"to be put to sleep: {self.sleep.reason}"
+            return self.sleep.reason if self.rests_for_move else f"to be put to sleep: {self.sleep.reason}"
         if not self.configured:
             return "no longer configured"
         if self.draining or self.saving:

@@ -82,6 +82,20 @@ class CopyOver(TimedMoveEvent):
     failed: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class JobsMustRest(TimedMoveEvent):
+    """The copy does not end while the domain's jobs run, and pausing the domain for the rest would take too long."""
+
+    domain: str
+
+
+@dataclass(frozen=True, slots=True)
+class StandsStill(TimedMoveEvent):
+    """The hypervisor has paused the domain for the rest of its copy."""
+
+    domain: str
+
+
 class Restarted(TimedMoveEvent):
     """The daemon has started. Copies that it had begun are over as soon as the hypervisor shows none."""
 
@@ -91,7 +105,17 @@ class Ticked(TimedMoveEvent):
 
 
 MoveEvent = (
-    MoveRequested | MoveDenied | RecordsTold | ParcelTold | DomainFound | RoomMade | CopyOver | Restarted | Ticked
+    MoveRequested
+    | MoveDenied
+    | RecordsTold
+    | ParcelTold
+    | DomainFound
+    | RoomMade
+    | CopyOver
+    | JobsMustRest
+    | StandsStill
+    | Restarted
+    | Ticked
 )
 
 

@@ -105,7 +105,7 @@ def desired(host: Host) -> Mapping[str, Want]:
 def _desired(host: Host) -> dict[str, Want]:
     wanted = wanted_stopped(host)
     up = [d for d in host.workers if d.lifecycle is Lifecycle.UP]
-    active = {d.name: tuple(j for j in d.jobs if (d.name, j.key) not in wanted) for d in up}
+    active = {d.name: tuple(j for j in d.jobs if (d.name, j.key) not in wanted or d.rests_for_move) for d in up}
     held = {d.name: d.floor_mib + _held_mib(host, d, active[d.name]) for d in up}
     held_by_all, floors = sum(held.values()), sum(d.floor_mib for d in up)
     alone = [name for name, jobs in active.items() if jobs] if host.mode is Mode.EXCLUSIVE else []
@@ -148,7 +148,8 @@ def _share_cpus(host: Host, active: tuple[Job, ...]) -> int:
 
 
 def _held_mib(host: Host, domain: Domain, active: tuple[Job, ...]) -> int:
-    return sum(j.memory_mib for j in active) + domain.stuck_mib(to_stop(host, domain))
+    stopped = () if domain.rests_for_move else to_stop(host, domain)  # those go on within moments, in their place
+    return sum(j.memory_mib for j in active) + domain.stuck_mib(stopped)
 
 
 def steps(host: Host, actual: Mapping[str, ActualDomain]) -> list[Step]:

@@ -48,6 +48,11 @@ def sleep_requested(host: Host, domain: Domain, event: ev.SleepRequested) -> Res
             f"nobody asks {name} to give way: that follows from the memory that others need",
         ),
         (
+            event.cause is SleepCause.MOVE or domain.rests_for_move,
+            RefusalCode.DOMAIN_MOVING,
+            f"the jobs of {name} stand still because of its move; wait until they go on",
+        ),
+        (
             not domain.configured,
             RefusalCode.NOT_FREEZABLE,
             f"{name} is no longer configured, so nothing could bring it back; configure it again first",
@@ -70,7 +75,7 @@ def sleep_requested(host: Host, domain: Domain, event: ev.SleepRequested) -> Res
 def given_up(host: Host, domain: Domain) -> Domain:
     """`domain`, which must no longer fall asleep. If it may be being saved at this moment, the hypervisor tells which
     it was (life.learned): until then its jobs stay stopped, and then it goes on, or comes back from its sleep."""
-    if domain.sleep is None or not domain.falls_asleep or domain.sleep.wakes:
+    if domain.sleep is None or not domain.falls_asleep or domain.sleep.wakes or domain.rests_for_move:
         return domain
     if jobs_can_be_saved(host, domain):
         return replace(domain, sleep=replace(domain.sleep, wakes=True))
@@ -148,6 +153,10 @@ def woken(host: Host) -> Result:
 
 
 def awake_after_all(host: Host, domain: Domain, event: ev.SleepEnded) -> Result:
+    """A domain is awake that was not saved: somebody has given that up, or it stood still in a move only."""
+    if domain.still_since is not None or domain.rests_for_move:
+        caught_up = replace(domain, still_since=None)
+        return host.having(awake(host, caught_up) if domain.rests_for_move else caught_up), ()
     if not domain.falls_asleep or domain.sleep is None or not domain.sleep.wakes:
         return refuse(host, event, RefusalCode.NOT_SAVING, f"{domain.name} does not give up its sleep")
     return host.having(awake(host, domain)), ()

@@ -32,7 +32,7 @@ def not_saved_for(host: Host, domain: Domain, job: Job) -> str:
 
 def to_be_saved(host: Host, domain: Domain) -> bool:
     """True if the domain is to be saved, and there is nothing left to wait for."""
-    if domain.sleep is not None and domain.sleep.wakes:
+    if domain.sleep is not None and (domain.sleep.wakes or domain.rests_for_move):
         return False
     return (
         domain.falls_asleep and jobs_can_be_saved(host, domain) if domain.sleep else domain.saving and not domain.jobs

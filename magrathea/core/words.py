@@ -59,12 +59,14 @@ class StoppedBy(StrEnum):
 
 class SleepCause(StrEnum):
     """Why a domain sleeps on disk with its jobs: an admin asked for it, the host shuts down, its memory had nowhere
-    else to go, or its host is evacuated. The words are in journals, so none of them ever changes."""
+    else to go, or its host is evacuated. `MOVE`: its jobs stand still for the rest of a move; it is never saved. The
+    words are in journals, so none of them ever changes."""
 
     ADMIN = "admin"
     SHUTDOWN = "shutdown"
     GIVE_WAY = "give-way"
     EVACUATION = "evacuation"
+    MOVE = "move"
 
 
 class GiveWay(StrEnum):

@@ -143,7 +143,7 @@ class Destination:
 class MoveProgress:
     """How far a move is. `seconds`: since it began. `passes`: passes of the memory so far; 0 while only disks are
     copied. `written_bytes_per_s`: how fast the guest writes memory, as far as the hypervisor knows. `help`: what the
-    copy needs to end."""
+    copy needs to end. `is_still`: the domain is paused for the copy."""
 
     seconds: float = 0.0
     sent_bytes: int = 0
@@ -152,6 +152,7 @@ class MoveProgress:
     sent_bytes_per_s: float = 0.0
     written_bytes_per_s: float = 0.0
     help: Help = Help.NONE
+    is_still: bool = False
 
 
 class MoveOutcome(StrEnum):

@@ -22,7 +22,7 @@ from typing import assert_never
 
 from magrathea.core import events as ev
 from magrathea.core import life
-from magrathea.core.life import Boot, GoOn, LifeStep, PowerOff, Register, Save, Seen
+from magrathea.core.life import Boot, CatchUp, GoOn, LifeStep, PowerOff, Register, Save, Seen
 from magrathea.core.model import Domain, Lifecycle
 from magrathea.core.refusals import RefusalCode
 from magrathea.core.sleeping import to_be_saved
@@ -226,6 +226,8 @@ class Life:
                 work = self._go_on
             case Save():
                 work = self._save
+            case CatchUp():
+                work = self._catch_up
             case _:
                 assert_never(step)
         self._start(domain.name, work, type(step))
@@ -353,6 +355,16 @@ class Life:
         self._daemon.observe(f"register {name}")
         self._daemon.apply(ev.DomainStarted(self._daemon.now(), name))
         self._daemon.site_scripts.begin("after-defrost" if restored else "after-boot", name)
+
+    async def _catch_up(self, name: str) -> None:
+        """The domain stood still in a move. If that was for long, it is like one that comes from an image."""
+        domain = self._domain(name)
+        if domain is not None and domain.still_since is not None:
+            await self._set_clock(name)
+            self._reconnect_mom(name)
+        if domain is not None and domain.rests_for_move:
+            await self._daemon.ask_before_wake(name)
+        self._daemon.apply(ev.SleepEnded(self._daemon.now(), name))
 
     async def _set_clock(self, name: str) -> None:
         if not self._agent_can(name, "clock"):

@@ -8,16 +8,25 @@ mean nothing.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 
 from magrathea.core import move_events as me
-from magrathea.core.refusals import RefusalCode
+from magrathea.core.passes import rest_s
+from magrathea.core.sleeping import jobs_can_be_saved
 
 from ..configuration import NodedConfiguration
 from ..hypervisor.base import DriverError
 from ..hypervisor.moving import DomainMover, MoveOutcome, MoveProgress, Terms
 from .needs import DaemonForMoves
 from .papers import Papers, PapersRefused, destination, read_room
+
+log = logging.getLogger(__name__)
+
+PAUSE_S = 3.0
+"""If sending the rest takes longer than that, the jobs are stopped for it instead of the whole domain."""
+LOOK_S = 0.05
+"""How often it is looked whether the jobs are stopped."""
 
 
 def terms(c: NodedConfiguration) -> Terms:
@@ -26,17 +35,30 @@ def terms(c: NodedConfiguration) -> Terms:
 
 
 class Watched:
-    """Notes how far a copy is. See `moving.Watcher`."""
+    """Notes how far a copy is, and lets the jobs rest if it does not end. See `moving.Watcher`."""
 
-    def __init__(self) -> None:
+    def __init__(self, daemon: DaemonForMoves, name: str) -> None:
         self.progress = MoveProgress()
+        self._daemon = daemon
+        self._name = name
 
     def progressed(self, progress: MoveProgress) -> None:
+        if progress.is_still and not self.progress.is_still:
+            self._daemon.apply_move(me.StandsStill(self._daemon.now(), self._name))
         self.progress = progress
 
     async def stop_jobs(self, progress: MoveProgress) -> None:
-        text = "its jobs are not stopped one by one for a move; the whole domain is paused if that is needed"
-        raise DriverError(RefusalCode.NOT_SUPPORTED, text)
+        """Returns when they are stopped and suspended in PBS; at once if pausing the domain takes only moments."""
+        left_s = rest_s(progress.left_bytes, progress.sent_bytes_per_s)
+        if left_s is not None and left_s <= PAUSE_S:
+            log.info("%s is paused for the rest of its move, about %.1f s", self._name, left_s)
+            return
+        log.info("%s: its jobs are stopped for the rest of its move: they write faster than it is sent", self._name)
+        self._daemon.apply_move(me.JobsMustRest(self._daemon.now(), self._name))
+        while (domain := self._daemon.place.host.domain(self._name)) is not None and domain.rests_for_move:
+            if jobs_can_be_saved(self._daemon.place.host, domain):
+                break
+            await asyncio.sleep(LOOK_S)
 
 
 class Copies:
@@ -65,12 +87,12 @@ class Copies:
 
     def begin(self, name: str, papers: Papers) -> None:
         """Let the hypervisor copy the domain to the host that has prepared for it."""
-        watched = self._watched[name] = Watched()
+        watched = self._watched[name] = Watched(self._daemon, name)
         self._start(name, self._copied(name, papers, watched))
 
     def follow(self, name: str) -> None:
         """Watch a copy that an earlier daemon has begun."""
-        watched = self._watched[name] = Watched()
+        watched = self._watched[name] = Watched(self._daemon, name)
 
         async def followed() -> None:
             await self._mover.follow(name, watched)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 
 from magrathea.core import migration as mg
+from magrathea.core import move_events as me
 from magrathea.core import shares
 from magrathea.core.model import Domain
 from magrathea.core.moves import HostWithMoves, Letting, Where
@@ -25,6 +26,7 @@ from .move_world import (
     died,
     expired,
     failures,
+    happened,
     hub_hears,
     looked,
     progressed,
@@ -188,6 +190,9 @@ def wishes(world: World) -> Iterator[Step]:
     for name, node in world.nodes:
         if node.up:
             yield f"a fact changes on {name}", partial(changed, world, name)
+            at = node.place.host.now
+            yield f"its jobs must rest on {name}", partial(happened, world, name, me.JobsMustRest(at, NAME))
+            yield f"it stands still on {name}", partial(happened, world, name, me.StandsStill(at, NAME))
             for to, _ in world.nodes:
                 yield f"{name} is to send it to {to}", partial(requested, world, name, to)
 

@@ -68,7 +68,14 @@ class Copying:
         self._measure(memory + disk, now)
         written = _figure(stats, "memory_dirty_rate") * _figure(stats, "memory_page_size")
         return MoveProgress(
-            now - self._began, memory + disk, left + disk_left, self._passes, self._speed, written, self._help
+            now - self._began,
+            memory + disk,
+            left + disk_left,
+            self._passes,
+            self._speed,
+            written,
+            self._help,
+            not is_running,
         )
 
     def _measure(self, sent: int, now: float) -> None:
