@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -9,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from magrathea_lab.clusters.openpbs import USER, OpenPbsCluster
-from magrathea_lab.clusters.private_openpbs import HEAD, LOCKS
+from magrathea_lab.clusters.private_openpbs import HEAD, LOCKS, MachineProcess
 from magrathea_lab.scenarios.scenarios import STILL_S, require, wait, wait_running, wait_state, wait_stoppable
 from magrathea_lab.work import PAUSE_S
 
@@ -128,3 +130,14 @@ def hanging_mom(fleet: OpenPbsCluster, machine: str) -> Iterator[None]:
         yield
     finally:
         fleet.pbs.run(machine, ["kill", "-CONT", pid])
+
+
+@contextmanager
+def stopped(part: MachineProcess) -> Iterator[None]:
+    """Inside the `with` the part is stopped, but its connections stay."""
+    os.kill(part.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in (part.popen.pid, part.pid):  # nsenter stops itself when its child is stopped
+            os.kill(pid, signal.SIGCONT)

@@ -16,7 +16,7 @@ import pytest
 
 from magrathea.pbs_text.amounts import duration_s
 from magrathea_lab.clusters.openpbs import OpenPbsCluster
-from magrathea_lab.clusters.private_openpbs import HEAD, MachineProcess
+from magrathea_lab.clusters.private_openpbs import HEAD
 from magrathea_lab.fleet import EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
     LONG,
@@ -33,7 +33,7 @@ from magrathea_lab.scenarios.scenarios import (
 )
 
 from .conftest import EAGER
-from .jobs import hanging_mom
+from .jobs import hanging_mom, stopped
 
 ON_N4 = "1:ncpus=1:host=n4"
 
@@ -78,17 +78,6 @@ def hub_set_to(fleet: OpenPbsCluster, setting: str) -> Iterator[None]:
     finally:
         path.write_text(before)
         fleet.crash("hub")
-
-
-@contextmanager
-def stopped(part: MachineProcess) -> Iterator[None]:
-    """Inside the `with` the part is stopped, but its connections stay."""
-    os.kill(part.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in (part.popen.pid, part.pid):  # nsenter stops itself when its child is stopped
-            os.kill(pid, signal.SIGCONT)
 
 
 def walltime_limit_s(fleet: OpenPbsCluster, job: str) -> int:
