@@ -24,7 +24,7 @@ from magrathea.core.plan import Order, Orders, SetCpu, SetMemory, Step
 from magrathea.core.refusals import RefusalCode
 
 from ..guest_channel.channel import AgentError, GuestChannel
-from ..hypervisor.base import DomainReading, Driver, DriverError, GuestFails
+from ..hypervisor.base import CPU, DomainReading, Driver, DriverError, GuestFails
 from ..retries import Slot, loop_time, sentence
 from .actual import actual_domains
 from .bounds import immovable_mib, lockable_mib
@@ -290,12 +290,7 @@ class Switch:
                 case Orders():
                     await self._order(step)
                 case SetCpu():
-                    driver = self.readings.driver
-                    await driver.set_cpu(step.domain, step.cap.percent)
-                    self._observe(f"cpu {step.domain}")
-                    nearest = driver.nearest_cpu(step.cap.percent)
-                    self.readings.note(step.domain, cpu_percent=nearest)
-                    self.interference.cpu_set(step.domain, nearest, self.readings.begun)
+                    await self._cap(step.domain, step.cap.percent)
                 case SetMemory():
                     await self._move(step)
                     self.readings.refresh_soon()
@@ -320,6 +315,19 @@ class Switch:
         self._steps.retries.succeeded(slot)
         self._facts.step_done(step)
         self._facts.actual_changed()
+
+    async def _cap(self, domain: str, percent: int | None) -> None:
+        driver = self.readings.driver
+        await driver.set_cpu(domain, percent)
+        self._observe(f"cpu {domain}")
+        nearest = driver.nearest_cpu(percent)
+        self.readings.note(domain, cpu_percent=nearest)
+        self.interference.cpu_set(domain, nearest, self.readings.begun)
+
+    async def uncap(self, domain: str) -> None:
+        """Take off the domain's cap, for as long as its life rests. Raises DriverError."""
+        if CPU in self.readings.driver.capabilities:
+            await self._cap(domain, None)
 
     async def _move(self, step: SetMemory) -> None:
         self.interference.memory_moves(step.domain)

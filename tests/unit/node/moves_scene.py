@@ -127,7 +127,9 @@ class Host:
         self.facts = Facts(self.file.journal_path, LoopClock, lambda step: self.observe(step), lambda: None)
         self.configuration = with_visitors(self.file, self.facts.moves)
         progress = SimpleNamespace(memory_moves=lambda: scene.memory_moves)
-        self.switch: Any = SimpleNamespace(progress=progress, readings=SimpleNamespace(of=lambda name: None))
+        self.switch: Any = SimpleNamespace(
+            progress=progress, readings=SimpleNamespace(of=lambda name: None), uncap=self._uncap
+        )
         self.left_out: tuple[Any, Any] = ({}, frozenset())
         """What the driver was told last."""
         self.driver: Any = SimpleNamespace(leave_out=lambda *names: setattr(self, "left_out", names))
@@ -141,6 +143,9 @@ class Host:
         self.apply(ev.DaemonStarted(self.now()))
         self.apply(ev.HubFound(self.now()))
         self.moves.start()
+
+    async def _uncap(self, domain: str) -> None:
+        self.scene.world.story.append(f"{self.name}: {domain} has no cap")
 
     @property
     def place(self) -> HostWithMoves:

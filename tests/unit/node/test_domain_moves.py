@@ -47,6 +47,17 @@ def test_a_domain_moves_with_its_jobs_and_its_files() -> None:
     play(test)
 
 
+def test_the_cap_of_a_preempted_domain_is_off_before_its_copy_begins() -> None:
+    """A hypervisor copies within the cap: the domain, paused for the copy, would be away ten times as long."""
+
+    async def test(scene: Scene) -> None:
+        await moved(scene)
+        story = [line.partition(" and ")[0] for line in scene.world.story]
+        assert story.index(f"a: {N1} has no cap") < story.index(f"a: {N1} is {Presence.LEAVING}")
+
+    play(test)
+
+
 def test_it_comes_back_and_goes_again() -> None:
     async def test(scene: Scene) -> None:
         for here, there in (("a", "b"), ("b", "a"), ("a", "b")):
