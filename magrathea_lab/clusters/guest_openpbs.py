@@ -15,7 +15,7 @@ import contextlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from ..rigs.guest import Guest, GuestError
 from ..rigs.guest_host import Hypervisor, Size, ask
 from ..waiting import until
 from .openpbs import KILL_DELAY_S, USER, VNODES_HOOK_S, OpenPbsCluster
-from .private_openpbs import FIRST_UID, HEAD, PrivateOpenPbs
+from .openpbs_machine import BRIDGE
+from .private_openpbs import FIRST_UID, HEAD, HOST, MachineProcess, PrivateOpenPbs
 
 SIZE_MIB = 480
 SMALL_MIB = 224
@@ -110,11 +111,16 @@ def guest_root(target: Path, cluster: PrivateOpenPbs) -> None:
 
 
 class GuestCluster(PrivateOpenPbs):
-    """The server's machine, and guests in place of the MoMs' machines. `hypervisors`: by host."""
+    """The server's machine, and guests in place of the MoMs' machines. `hypervisors`: by host.
 
-    def __init__(self) -> None:
-        super().__init__([domain.name for _, domain in fleet.domains_of(HOSTS)], ncpus=1)
+    `swap_mib`: of each guest; 0: none.
+    """
+
+    def __init__(self, hosts: Sequence[HostSpec] = HOSTS, swap_mib: int = SWAP_MIB) -> None:
+        super().__init__([domain.name for _, domain in fleet.domains_of(hosts)], ncpus=hosts[0].cpus)
+        self.hosts = tuple(hosts)
         self.hypervisors: dict[str, Hypervisor] = {}
+        self.swap_mib = swap_mib
 
     def guest(self, name: str) -> Guest:
         return next(h.guests[name] for h in self.hypervisors.values() if name in h.guests)
@@ -126,26 +132,34 @@ class GuestCluster(PrivateOpenPbs):
 
     def _set_up_mom(self, mom: str) -> None:
         """The first MoM of a host starts the host with its guests."""
-        for host in HOSTS:
+        for host in self.hosts:
             if host.domains[0].name == mom:
                 self._set_up(host)
 
     def _set_up(self, host: HostSpec) -> None:
         extra = Extra(PACKAGES, NETWORK_MODULES, self.base / "guest")
         sizes = {domain.name: self._size(domain) for domain in host.domains}
-        enter = ("nsenter", "--net", "-t", str(self._root_pid), "--")
-        self.hypervisors[host.name] = Hypervisor(sizes, extra, enter=enter)
+        self.hypervisors[host.name] = self._hypervisor(host, sizes, extra)
         self.hypervisors[host.name].start()
+
+    def _hypervisor(self, host: HostSpec, sizes: Mapping[str, Size], extra: Extra) -> Hypervisor:
+        """One whose guests are on the cluster's bridge."""
+        return Hypervisor(sizes, extra, enter=self.enter)
+
+    @property
+    def enter(self) -> tuple[str, ...]:
+        """A command that runs another one in the network namespace with the cluster's bridge."""
+        return ("nsenter", "--net", "-t", str(self._root_pid), "--")
 
     def _size(self, domain: DomainSpec) -> Size:
         number = self.moms.index(domain.name)
         address = f"10.117.0.{number + 3}"
         assert f"{address} {domain.name}\n" in (self.base / "etc/hosts").read_text(encoding="ascii")
         link = f"""<interface type='bridge'>
-      <source bridge='cluster0'/><mac address='52:54:00:75:00:{number + 3:02x}'/><model type='virtio'/>
+      <source bridge='{BRIDGE}'/><mac address='52:54:00:75:00:{number + 3:02x}'/><model type='virtio'/>
       <rom enabled='no'/>
     </interface>"""
-        return Size(SIZE_MIB, swap_mib=SWAP_MIB, arguments=f"magrathea.address={address}/24", devices=link)
+        return Size(SIZE_MIB, swap_mib=self.swap_mib, arguments=f"magrathea.address={address}/24", devices=link)
 
     def start_mom(self, name: str, *args: str) -> None:
         """Nothing to do: the guest's init has started it."""
@@ -156,7 +170,7 @@ class GuestCluster(PrivateOpenPbs):
             file.write(f"PBS_TCP_KEEPALIVE={KEEPALIVE}\n")
 
     def stop(self) -> None:
-        with ThreadPoolExecutor(len(HOSTS)) as pool:
+        with ThreadPoolExecutor(len(self.hosts)) as pool:
             ended = [pool.submit(hypervisor.close) for hypervisor in self.hypervisors.values()]
         self.hypervisors = {}
         super().stop()
@@ -168,11 +182,18 @@ class Fleet(OpenPbsCluster):
     """Magrathea on the guests. Parts: "hub", "noded-h1", "noded-h2"; the guests start their own agents."""
 
     pbs: GuestCluster
+    noded = "node_daemon.main"
+    """The module that is the node daemon."""
 
-    def __init__(self, tables: Mapping[str, dict[str, Any]] | None = None) -> None:
-        """`tables`: more tables of each host's noded.toml."""
-        super().__init__(HOSTS, pbs=GuestCluster())
+    def __init__(self, tables: Mapping[str, dict[str, Any]] | None = None, pbs: GuestCluster | None = None) -> None:
+        """`tables`: more tables of each host's noded.toml. `pbs`: another cluster than the usual one."""
+        made = pbs or GuestCluster()
+        super().__init__(made.hosts, pbs=made)
         self._tables = dict(tables or {})
+
+    def tables(self, host: HostSpec) -> Mapping[str, dict[str, Any]]:
+        """More tables of this host's noded.toml."""
+        return self._tables
 
     def guest(self, name: str) -> Guest:
         return self.pbs.guest(name)
@@ -187,12 +208,27 @@ class Fleet(OpenPbsCluster):
         """Install Magrathea on the running PBS; all domains are free afterwards."""
         self.install("--memory-moves")
         self._for_short_jobs()
-        for host in HOSTS:
-            self.resize(host.domains[1].name, SMALL_MIB)
+        self._fit()
         self._write_configuration()
-        for name in ["hub", *(f"noded-{host.name}" for host in HOSTS)]:
+        for name in ["hub", *(f"noded-{host.name}" for host in self.hosts)]:
             self.start_part(name)
         self.wait_free()
+
+    def _fit(self) -> None:
+        """Make the guests so small that all of a host's fit."""
+        for host in self.hosts:
+            self.resize(host.domains[1].name, SMALL_MIB)
+
+    def start_part(self, name: str) -> MachineProcess:
+        kind, _, host = name.partition("-")
+        if kind != "noded":
+            return super().start_part(name)
+        self.parts[name] = self.pbs.spawn(HOST, name, self.noded_command(host), env=self.environment)
+        return self.parts[name]
+
+    def noded_command(self, host: str) -> list[str]:
+        """What runs the host's node daemon."""
+        return [sys.executable, "-m", self.noded, "--config", str(self.directory / host / "noded.toml")]
 
     def _for_short_jobs(self) -> None:
         lines = [f"set queue {name} kill_delay={KILL_DELAY_S}" for name in ("high", "low")]
@@ -212,7 +248,7 @@ class Fleet(OpenPbsCluster):
 
     def _write_configuration(self) -> None:
         self._write_hub_configuration()
-        for host in HOSTS:
+        for host in self.hosts:
             (self.directory / host.name).mkdir()
             hypervisor = self.pbs.hypervisors[host.name]
             tables: dict[str, dict[str, Any]] = {
@@ -235,14 +271,14 @@ class Fleet(OpenPbsCluster):
                     "state_dir": str(self.directory / host.name / "state"),
                     "scripts": str(self.directory / host.name / "scripts"),
                 },
-                **self._tables,
+                **self.tables(host),
             }
             for domain in host.domains:
                 tables[f"domain.{domain.name}"] = {
                     "kind": domain.kind,
                     "cpus": domain.cpus,
                     "floor_mib": FLOOR_MIB,
-                    "swap_mib": SWAP_MIB,
+                    "swap_mib": self.pbs.swap_mib,
                     "libvirt.name": hypervisor.guests[domain.name].libvirt_name,
                 }
             (self.directory / host.name / "noded.toml").write_text(fleet.toml(tables), encoding="utf-8")

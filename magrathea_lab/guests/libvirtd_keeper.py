@@ -1,10 +1,11 @@
 """Keeps a private libvirtd and all that it starts, and leaves nothing behind. Run by private_libvirtd.py:
 
-    unshare --mount --pid --fork --kill-child --mount-proc python3 libvirtd_keeper.py FOLDER PREFIX
+    unshare --mount --pid --fork --kill-child --mount-proc python3 libvirtd_keeper.py FOLDER PREFIX [OPTION...]
 
 It is the first process of its own process namespace: when it ends, by whatever signal, the kernel ends libvirtd and all
 guests. It ends when its standard input closes, so also when the test run is killed. Then it removes FOLDER and the
-control groups of domains whose names begin with PREFIX. `start` on its standard input starts libvirtd (again).
+control groups of domains whose names begin with PREFIX. `start` on its standard input starts libvirtd (again), with
+these options.
 
 A libvirtd that crashes is started again at once, as systemd does it with Debian's unit. libvirtd 9.0 crashes if a
 container ends during a query about it.
@@ -65,8 +66,9 @@ def arrange(folder: Path) -> None:
 class Libvirtd:
     """The libvirtd of this namespace."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: list[str]) -> None:
         self._folder = folder
+        self._options = options
         self._pid = 0
         self._crashes = 0
 
@@ -78,7 +80,7 @@ class Libvirtd:
             (self._folder / "run" / left).unlink(missing_ok=True)
         log = os.open(self._folder / "log" / "libvirtd.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         nothing = os.open(os.devnull, os.O_RDONLY)
-        command = ["libvirtd", "-f", "/etc/libvirt/libvirtd.conf", "-p", "/run/libvirt/libvirtd.pid"]
+        command = ["libvirtd", "-f", "/etc/libvirt/libvirtd.conf", "-p", "/run/libvirt/libvirtd.pid", *self._options]
         self._pid = os.fork()
         if self._pid == 0:
             os.setsid()
@@ -131,13 +133,13 @@ def removed(group: Path) -> bool:
 
 
 def main() -> int:
-    folder, prefix = Path(sys.argv[1]), sys.argv[2]
+    folder, prefix, options = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
     ending: Callable[[int, FrameType | None], None] = lambda number, frame: sys.exit(0)  # noqa: E731
     signal.signal(signal.SIGTERM, ending)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is for the test run to handle
     try:
         arrange(folder)
-        libvirtd = Libvirtd(folder)
+        libvirtd = Libvirtd(folder, options)
         signal.signal(signal.SIGCHLD, libvirtd.reap)
         for line in sys.stdin:
             if line.strip() == "start":

@@ -38,12 +38,14 @@ class PrivateLibvirtd:
     """One libvirtd in its own folder. `prefix`: the names of all its domains begin with it.
 
     `enter`: a command that runs another one in the network namespace that has the bridges of its guests. `may_lock`:
-    QEMU runs as root with all capabilities, so that it may lock its memory.
+    QEMU runs as root with all capabilities, so that it may lock its memory. `address`: other libvirtds reach it there
+    by TCP, without a password.
     """
 
-    def __init__(self, enter: Sequence[str] = (), may_lock: bool = False) -> None:
+    def __init__(self, enter: Sequence[str] = (), may_lock: bool = False, address: str = "") -> None:
         self._enter = tuple(enter)
         self._may_lock = may_lock
+        self._address = address
         base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.folder, taken = leftovers.take_directory("magrathea-libvirt-", base)
         self.folder.chmod(0o711)
@@ -67,6 +69,7 @@ class PrivateLibvirtd:
         (self.folder / "etc" / "libvirtd.conf").write_text(
             'auth_unix_rw = "none"\nauth_unix_ro = "none"\nunix_sock_rw_perms = "0700"\nlog_level = 3\n'
             f'host_uuid = "{uuid.uuid4()}"\n'  # two libvirtds of one machine are two hosts
+            f'listen_tls = 0\nlisten_tcp = 1\nlisten_addr = "{self._address}"\nauth_tcp = "none"\n'
         )
         user = "root" if self._may_lock else QEMU_USER
         (self.folder / "etc" / "qemu.conf").write_text(
@@ -81,6 +84,7 @@ class PrivateLibvirtd:
                 *self._enter,
                 *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable),
                 *(str(Path(__file__).with_name("libvirtd_keeper.py")), str(self.folder), self.prefix),
+                *(("--listen",) if self._address else ()),
             ],
             stdin=subprocess.PIPE,
             start_new_session=True,

@@ -54,7 +54,7 @@ class Size:
 
 class Hypervisor(Opened):
     """A private libvirtd and its guests. `run_dir`: the node daemon's; the guests' channels lead to it. `enter`,
-    `may_lock`: see PrivateLibvirtd."""
+    `may_lock`, `address`: see PrivateLibvirtd."""
 
     def __init__(
         self,
@@ -63,8 +63,9 @@ class Hypervisor(Opened):
         kind: str = "qemu",
         enter: Sequence[str] = (),
         may_lock: bool = False,
+        address: str = "",
     ) -> None:
-        self.libvirtd = PrivateLibvirtd(enter, may_lock)
+        self.libvirtd = PrivateLibvirtd(enter, may_lock, address)
         self.folder = self.libvirtd.folder / "host"
         self.run_dir = self.folder / "run"
         self.sizes = dict(sizes)
@@ -130,6 +131,28 @@ class Hypervisor(Opened):
         )
         self.connect().defineXML(xml)
         self.guests[name] = Guest(name, self.libvirtd.prefix + name, self.connect, self.folder)
+
+    def visitor(self, name: str, libvirt_name: str) -> Guest:
+        """A guest of another host, as it is reached here."""
+        if name not in self.guests:
+            self.guests[name] = Guest(name, libvirt_name, self.connect, self.folder)
+        return self.guests[name]
+
+    def state(self, libvirt_name: str) -> tuple[int, int] | None:
+        """libvirt's state and reason of a guest; None if it does not run here."""
+        try:
+            domain = self.connect().lookupByName(libvirt_name)
+            state, reason = domain.state()
+            return (state, reason) if domain.isActive() else None
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+                return None
+            raise
+
+    def runs(self, libvirt_name: str) -> bool:
+        """True if the guest's processors run here."""
+        found = self.state(libvirt_name)
+        return found is not None and found[0] == libvirt.VIR_DOMAIN_RUNNING
 
     def restore(self) -> None:
         """Clean up after any test: libvirtd works, all guests are up with all their memory and CPU, and have no job."""

@@ -149,25 +149,15 @@ class TwoHosts(Opened):
 
     def at(self, host: Hypervisor, name: str) -> Guest:
         """The guest as it is reached at this host."""
-        if name not in host.guests:
-            host.guests[name] = Guest(name, self.names[name], host.connect, host.folder)
-        return host.guests[name]
+        return host.visitor(name, self.names[name])
 
     def state(self, host: Hypervisor, name: str) -> tuple[int, int] | None:
         """libvirt's state and reason of the guest at this host; None if it does not run there."""
-        try:
-            domain = host.connect().lookupByName(self.names[name])
-            state, reason = domain.state()
-            return (state, reason) if domain.isActive() else None
-        except libvirt.libvirtError as error:
-            if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
-                return None
-            raise
+        return host.state(self.names[name])
 
     def running(self, name: str) -> list[Hypervisor]:
         """The hosts on which the guest's processors run."""
-        running = libvirt.VIR_DOMAIN_RUNNING
-        return [host for host in self.hosts if (found := self.state(host, name)) is not None and found[0] == running]
+        return [host for host in self.hosts if host.runs(self.names[name])]
 
     def home(self, name: str) -> Hypervisor:
         """The only host on which the guest runs."""

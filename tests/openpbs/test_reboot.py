@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from magrathea_lab.clusters.guest_openpbs import HOSTS, Fleet
-from magrathea_lab.clusters.private_openpbs import HOST, MachineProcess
 from magrathea_lab.scenarios.scenarios import require, wait, wait_all_free, wait_domain, wait_state, wait_stoppable
 from magrathea_lab.waiting import BOUND_S
 
@@ -52,16 +51,10 @@ class Rebooting(Fleet):
     def _boot_id(self, host: str) -> Path:
         return self.directory / host / "boot_id"
 
-    def start_part(self, name: str) -> MachineProcess:
-        kind, _, host = name.partition("-")
-        if kind != "noded":
-            return super().start_part(name)
+    def noded_command(self, host: str) -> list[str]:
         if not self._boot_id(host).exists():
             self._new_boot_id(host)
-        daemon = [sys.executable, "-m", "node_daemon.main", "--config", str(self.directory / host / "noded.toml")]
-        enter = ["unshare", "--mount", "sh", "-c", BOOTED, str(self._boot_id(host))]
-        self.parts[name] = self.pbs.spawn(HOST, name, [*enter, *daemon], env=self.environment)
-        return self.parts[name]
+        return ["unshare", "--mount", "sh", "-c", BOOTED, str(self._boot_id(host)), *super().noded_command(host)]
 
     def _new_boot_id(self, host: str) -> None:
         self._boot_id(host).write_text(secrets.token_hex(16) + "\n", encoding="ascii")
