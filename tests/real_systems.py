@@ -65,7 +65,7 @@ SUITES: tuple[RealSuite, ...] = (
     OPENPBS,
     *(
         RealSuite(HERE / "openpbs" / f"test_{name}.py", needs.missing, "MAGRATHEA_REQUIRE_LIBVIRT")
-        for name in ("guests", "reboot", "sleep_guests")
+        for name in ("guests", "migrate", "reboot", "sleep_guests")
     ),
 )
 
