@@ -193,13 +193,12 @@ def test_a_part_of_a_job_on_two_hosts_moves_to_the_other_part_and_back(fleet: Mo
     wait_state(fleet, job, "R", MOVED_S)
     wait(fleet, "both parts compute", lambda: parts_at(fleet, job, 1), MOVED_S)
     before = run_of_all(fleet, job)
-    for number, (host, *siblings) in enumerate((("h2", N2), ("h1", P1))):
+    for host, sibling in (("h2", N2), ("h1", P1)):
         with watched(fleet, N1), watched(fleet, N2):
             moves(fleet, N1, host)
             fleet.wait_settled(N1, host)
-        is_published(fleet, N1, host, *siblings)
-        last = max(rounds_of_parts(fleet, job))
-        wait(fleet, f"both parts go on after move {number}", lambda more=last + 2: parts_at(fleet, job, more), MOVED_S)
+        is_published(fleet, N1, host, sibling)
+        both_go_on(fleet, job)
     ends_right(fleet, N1, job, N2, run=run_of(fleet, job))
     require(fleet, run_of_all(fleet, job) == before, f"{job} in {before}")
 
@@ -214,3 +213,8 @@ def rounds_of_parts(fleet: MovingFleet, job: str) -> list[int]:
 def parts_at(fleet: MovingFleet, job: str, number: int) -> bool:
     """True if both parts have done this round."""
     return rounds_of_parts(fleet, job).count(number) == 2
+
+
+def both_go_on(fleet: MovingFleet, job: str) -> None:
+    last = max(rounds_of_parts(fleet, job))
+    wait(fleet, f"both parts go on from round {last}", lambda: parts_at(fleet, job, last + 2), MOVED_S)
