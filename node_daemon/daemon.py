@@ -360,10 +360,10 @@ class Daemon:
         self.switch.look_soon()
 
     async def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
         if self._tick_task is not None:
             self._tick_task.cancel()
+            self._tick_task = None
+        self._arm()  # no more: what ends here causes events, and the journal is about to be closed
         await self.admin.close()
         await self.evacuation.close()
         await self.host_sleep.close()

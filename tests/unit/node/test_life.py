@@ -460,3 +460,23 @@ def test_an_agent_that_connects_during_a_vain_shutdown_by_the_hypervisor_is_aske
         assert s.world.asked("power n1") == 1 and not s.world.asked("destroy n1")
 
     play(test, prepare=prepare)
+
+
+def test_a_daemon_that_has_ended_wakes_at_no_deadline() -> None:
+    """Its journal is closed. What ends with it causes events, and the claim of the job a deadline."""
+
+    async def test(s: Scene) -> None:
+        await s.job("n1")
+        ended, close = s.daemon, s.daemon.driver.close
+
+        async def with_an_event() -> None:
+            ended.apply(ev.TimerFired(ended.now()))
+            await close()
+
+        s.daemon.driver.close = with_an_event  # type: ignore[method-assign]
+        await s.restart()
+        host = ended.host
+        await asyncio.sleep(100)
+        assert ended.host == host
+
+    play(test)
