@@ -79,7 +79,7 @@ class OwnershipTold(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fr
 
     domain: Word
     number: Number
-    owner: Word
+    owner: Annotated[str, msgspec.Meta(max_length=255)]
     revision: Number
     transfer: TransferTold | None = None
 

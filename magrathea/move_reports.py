@@ -70,6 +70,28 @@ class MovesAnswer(msgspec.Struct, kw_only=True, frozen=True):
         return next((one for one in self.ended if one.domain == domain and one.at >= since), None)
 
 
+RUN_COPIES = "run-copies"
+"""Asked of the hub: the lost host went off in one moment, so complete copies of its guests are not too old."""
+
+
+class LostMove(msgspec.Struct, kw_only=True, frozen=True):
+    """What follows for a domain on its way if one of its hosts is lost. `stage`, `text`: for people. `booked`: the hub
+    changes its books; otherwise the other host decides by itself."""
+
+    domain: Word
+    source: Word
+    target: Word
+    stage: Sentence
+    text: Sentence
+    booked: bool
+
+
+class LostAnswer(msgspec.Struct, kw_only=True, frozen=True):
+    """The hub's answer to `lost` and `lost-plan`."""
+
+    moves: list[LostMove] = []
+
+
 def decoded(answer: bytes) -> MovesAnswer:
     """Raises what msgspec raises for other bytes (decoding.UNDECODABLE)."""
     return msgspec.json.decode(answer, type=MovesAnswer)

@@ -45,14 +45,17 @@ def told(place: HostWithMoves, record: Ownership) -> HostWithMoves:
     if arriving is None:
         return place
     transfer, mine = record.transfer, record.owner == place.name
+    changed: Arriving | None
     if transfer is not None and transfer.number == arriving.number:
         changed = replace(arriving, owner=mine)
         if transfer.letting is not arriving.letting:  # what was seen before may be older than the copy
             changed = replace(changed, letting=transfer.letting, where=None)
     elif mine and record.number >= arriving.number:
         changed = replace(arriving, owner=True)
+    elif record.number > arriving.number and arriving.owner:  # it was given up after it had come here
+        changed = None if arriving.adopted else replace(arriving, cancelled=True)
     elif record.number > arriving.number:
-        changed = replace(arriving, cancelled=not (arriving.ran or arriving.owner))
+        changed = replace(arriving, cancelled=not arriving.ran)
     else:
         changed = arriving
     return replace(place, moves=place.moves.with_arriving(record.domain, changed))

@@ -76,7 +76,7 @@ def no_move(place: HostWithMoves, name: str, wanted: str) -> Refusal | None:
     host, record = place.host, place.moves.record(name)
     domain = host.domain(name)
     if record is not None and record.owner != host.name and place.moves.arriving_of(name) is None:
-        return Refusal(RefusalCode.NOT_MOVABLE, f"{record.owner} has {name}, by the hub's books; ask that host")
+        return Refusal(RefusalCode.NOT_MOVABLE, record.whose)
     if domain is None:
         return Refusal(RefusalCode.UNKNOWN_DOMAIN, f"{host.name} has no domain {name}")
     if not wanted:
@@ -151,6 +151,8 @@ def granted(place: HostWithMoves, leaving: Leaving, record: Ownership) -> Result
         leaving = replace(leaving, stage=MoveStage.PREPARING, granted=transfer.number, to=transfer.target)
     if transfer.declined and not leaving.turns_back:
         leaving = replace(leaving, wanted="", why=f"{transfer.target}: {transfer.declined}")
+    if transfer.letting is not None and not leaving.turns_back:
+        leaving = replace(leaving, wanted="", why="an admin has told the hub that this host is lost")
     if leaving.stage is MoveStage.PREPARING and transfer.ready and not leaving.turns_back:
         leaving = replace(leaving, stage=MoveStage.COPYING)
     return replace(place, moves=place.moves.with_leaving(leaving.domain, leaving)), ()
@@ -223,7 +225,8 @@ def seen(place: HostWithMoves, leaving: Leaving, event: DomainFound) -> Result:
         noted = _stayed(leaving, "its copy did not arrive")
         return replace(place, moves=moves.with_leaving(name, None)), (noted,)
     record = moves.record(name)
-    if leaving.stage is MoveStage.HANDED and where is Where.ABSENT and record and closed(place, leaving, record):
+    over = where is Where.ABSENT or (where is Where.OFF and given_up(leaving, record))
+    if leaving.stage is MoveStage.HANDED and over and record and closed(place, leaving, record):
         noted = MoveNoted(name, MoveNote.LEFT, record.owner)
         return replace(place, moves=moves.with_leaving(name, None).with_visitor(name, None)), (noted,)
     return place, ()
@@ -244,8 +247,26 @@ def _on_its_way(leaving: Leaving) -> str:
     return f"it is on its way to {leaving.to}"
 
 
+def without_overtaken(place: HostWithMoves) -> HostWithMoves:
+    """Without the moves of domains that this host still has in use, and the hub has given up or given to another host:
+    it was told that this host is lost."""
+    moves = place.moves
+    for leaving in moves.leaving:
+        record = moves.record(leaving.domain)
+        in_use = leaving.stage not in (MoveStage.COPYING, MoveStage.HANDED)
+        if in_use and record is not None and record.owner != place.name and record.number > leaving.number:
+            moves = moves.with_leaving(leaving.domain, None)
+    return replace(place, moves=moves)
+
+
+def given_up(leaving: Leaving, record: Ownership | None) -> bool:
+    """True if the domain was given up after it had left: its target is lost. Its definition and its files here stay."""
+    return record is not None and not record.owner and record.number > leaving.number
+
+
 def closed(place: HostWithMoves, leaving: Leaving, record: Ownership) -> bool:
-    """True if another host owns the domain and has its facts. It may be on its way from there already."""
+    """True if another host owns the domain and has its facts, or it was given up. It may be on its way from there
+    already."""
     owed = record.transfer is not None and record.transfer.number <= record.number
     return record.number > leaving.number and record.owner != place.name and not owed
 

@@ -108,7 +108,8 @@ def _handled(place: HostWithMoves, event: MoveEvent) -> Result:
 def next_deadline(place: HostWithMoves) -> float | None:
     """When a `Ticked` may next change something, or None."""
     leaving = (x.until for x in place.moves.leaving if x.stage in (MoveStage.ASKING, MoveStage.PREPARING))
-    arriving = (x.until for x in place.moves.arriving if not (x.adopted or x.cancelled or x.declined))
+    over = (x.adopted or x.cancelled or (x.declined and not x.here) for x in place.moves.arriving)
+    arriving = (x.until for x, ended in zip(place.moves.arriving, over, strict=True) if not ended)
     return min((t for t in (*leaving, *arriving) if t > place.host.now), default=None)
 
 
@@ -138,18 +139,20 @@ def _seen(place: HostWithMoves, event: DomainFound) -> Result:
     if arriving is not None:
         return arrivals.seen(place, arriving, event.where), ()
     record = place.moves.record(event.domain)
-    if record is None or record.owner == place.name or event.where is not Where.ABSENT:
+    if record is None or record.owner == place.name or event.where not in (Where.ABSENT, Where.OFF):
         return place, ()
-    if place.host.domain(event.domain) is None:
+    if place.host.domain(event.domain) is None or _takes_back(place.moves, record):
         return place, ()
-    # The hub has given it to another host, and there is nothing of it here: these facts are old.
-    place = replace(place, host=without_domain(place.host, event.domain))
+    # The hub has given it to another host, or nobody has it, and it does not run here: these facts are old.
+    moves = place.moves.with_visitor(event.domain, None)
+    place = HostWithMoves(without_domain(place.host, event.domain), moves)
     return place, (MoveNoted(event.domain, MoveNote.SUPERSEDED, record.owner),)
 
 
 def _settled(before: HostWithMoves, place: HostWithMoves, rules: arrivals.Rules) -> Result:
     """What follows from the facts and the time, whatever has happened."""
     now, said = place.host.now, list[Decision]()
+    place = departures.without_overtaken(place)
     for leaving in place.moves.leaving:
         early = leaving.stage in (MoveStage.ASKING, MoveStage.PREPARING)
         if early and leaving.until <= now and not leaving.turns_back:
@@ -194,9 +197,16 @@ def words(place: HostWithMoves) -> tuple[Word, ...]:
 
 def _owns(place: HostWithMoves, name: str) -> Word | None:
     moves, record = place.moves, place.moves.record(name)
-    if moves.leaving_of(name) or moves.arriving_of(name) or (record and record.owner != place.name):
+    if moves.leaving_of(name) or moves.arriving_of(name):
+        return None
+    if record and record.owner != place.name and not _takes_back(moves, record):
         return None
     return Word(name, record.number if record else 0, Says.OWNS)
+
+
+def _takes_back(moves: Moves, record: Ownership) -> bool:
+    """True if the domain was given up, and is at home here: a visitor is in no configuration of this host."""
+    return not record.owner and moves.visitor(record.domain) is None
 
 
 def parcels(place: HostWithMoves) -> Iterator[Parcel]:
@@ -227,12 +237,13 @@ def step(place: HostWithMoves, name: str, where: Where, *, copying: bool = False
     """The next step for the domain, from the facts and from what the hypervisor shows now; None if there is none."""
     if leaving := place.moves.leaving_of(name):
         record = place.moves.record(name)
-        elsewhere = record is not None and record.owner != place.name and record.number > leaving.number
+        elsewhere = record is not None and record.is_elsewhere(place.name) and record.number > leaving.number
         handed, copies = leaving.stage is MoveStage.HANDED, leaving.stage is MoveStage.COPYING
         return _first(
             (copies and leaving.turns_back and (copying or not leaving.tried), MoveStep.ABORT),
             (copies and not leaving.tried and not copying, MoveStep.COPY if where is Where.RUNNING else MoveStep.ABORT),
             (handed and elsewhere and where in (Where.LEFT, Where.OFF), MoveStep.DISCARD),
+            (handed and departures.given_up(leaving, record) and where is Where.LEFT, MoveStep.DISCARD),
             (leaving.stage is MoveStage.RESUMING and where is Where.LEFT, MoveStep.GO_ON),
         )
     if arriving := place.moves.arriving_of(name):
@@ -258,7 +269,7 @@ def refusal(place: HostWithMoves, name: str) -> Refusal | None:
     if arriving is not None and not arriving.adopted:
         return Refusal(RefusalCode.DOMAIN_MOVING, f"{name} is on its way from {arriving.source}; wait")
     if arriving is None and record is not None and record.owner != place.name:
-        return Refusal(RefusalCode.DOMAIN_MOVING, f"{record.owner} has {name}, by the hub's books; ask that host")
+        return Refusal(RefusalCode.DOMAIN_MOVING, record.whose)
     return None
 
 
@@ -283,7 +294,7 @@ def configured(place: HostWithMoves, domains: tuple[ConfiguredDomain, ...]) -> t
     """The domains that a configuration means for this host now: without those that are elsewhere or on their way, and
     with the visitors that it does not name."""
     moves, name = place.moves, place.name
-    away = {r.domain for r in moves.records if r.owner != name} | {x.domain for x in moves.leaving if x.sealed}
+    away = {r.domain for r in moves.records if r.is_elsewhere(name)} | {x.domain for x in moves.leaving if x.sealed}
     away |= {x.domain for x in moves.arriving}
     away -= {x.domain for x in moves.arriving if x.adopted}
     meant = {d.name: d for d in domains if d.name not in away}

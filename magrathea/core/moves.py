@@ -62,7 +62,10 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """The hub's record of one domain. `number` only grows. `revision` grows with every change of the record."""
+    """The hub's record of one domain. `number` only grows. `revision` grows with every change of the record.
+
+    `owner`: empty if the domain was given up. Then the host at home takes it back.
+    """
 
     domain: str
     number: int
@@ -70,14 +73,25 @@ class Ownership:
     revision: int
     transfer: Transfer | None = None
 
+    def is_elsewhere(self, host: str) -> bool:
+        """True if another host than this one has the domain."""
+        return self.owner not in ("", host)
+
+    @property
+    def whose(self) -> str:
+        """Why another host than the owner may not act on the domain, for people."""
+        if self.owner:
+            return f"{self.owner} has {self.domain}, by the hub's books; ask that host"
+        return f"{self.domain} was given up, and the hub has not said yet that it is this host's; wait"
+
 
 class Says(StrEnum):
     """What a host says about a domain.
 
-    Any host: it `OWNS` the domain. The source: it `ASKS` for a move (to `about`); the domain `STAYS`; it is `GONE` or
-    has `ENDED` here on its way to `about` (see Letting). The target: it is `READY` (with `about` as what it has
-    prepared), or `DECLINES` (because of `about`); the domain is `HERE`; its facts are `ADOPTED`, too; or, after the
-    source has let go, it `LACKS` a copy that may run.
+    Any host: it `OWNS` the domain, or takes back one that was given up. The source: it `ASKS` for a move (to `about`);
+    the domain `STAYS`; it is `GONE` or has `ENDED` here on its way to `about` (see Letting). The target: it is `READY`
+    (with `about` as what it has prepared), or `DECLINES` (because of `about`); the domain is `HERE`; its facts are
+    `ADOPTED`, too; or, after the source has let go, it `LACKS` a copy that may run.
     """
 
     OWNS = "owns"

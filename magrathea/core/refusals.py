@@ -40,6 +40,7 @@ class RefusalCode(StrEnum):
     HOST_BOOTING = "host-booting"
     HOST_BUSY = "host-busy"
     HOST_FAULT = "host-fault"
+    HOST_HEARD = "host-heard"
     HOST_LINGERS = "host-lingers"
     HOST_RESERVED = "host-reserved"
     HOST_UNKNOWN = "host-unknown"
@@ -369,6 +370,11 @@ TABLE: tuple[Meaning, ...] = (
             _C.NO_VISITORS,
             "the host does not take domains from that host",
             "name another host, or permit it in that host's configuration",
+        ),
+        (
+            _C.HOST_HEARD,
+            "the hub has heard the host lately, or may hear it yet; so it is not lost",
+            "switch the machine off, and wait until its vnodes are `unknown`",
         ),
         (_C.NOT_FROZEN, "the domain is not saved to disk, or is on its way back", "nothing"),
         (_C.NOT_SAVING, "the domain is not being saved", "nothing"),

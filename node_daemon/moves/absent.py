@@ -15,9 +15,8 @@ D = TypeVar("D", bound=Driver)
 
 def away(place: HostWithMoves, c: NodedConfiguration) -> dict[str, str]:
     """The domains of the configuration that other hosts have, each with its host."""
-    owners = {record.domain: record.owner for record in place.moves.records}
-    named = (name for name in c.domain if place.host.domain(name) is None)
-    return {name: owners[name] for name in named if owners.get(name, place.name) != place.name}
+    owners = {record.domain: record.owner for record in place.moves.records if record.is_elsewhere(place.name)}
+    return {name: owners[name] for name in c.domain if name in owners and place.host.domain(name) is None}
 
 
 def on_their_way(place: HostWithMoves) -> frozenset[str]:

@@ -59,8 +59,8 @@ class DomainMoves:
         self._said: tuple[float, object] = (-math.inf, None)
         """When words and parcels were last sent (the loop's time), and what was in them."""
         self._room_said_at = -math.inf
-        self._present: frozenset[str] = frozenset()
-        """The domains that the rest of the daemon was last told of."""
+        self._present: object = None
+        """The domains that the rest of the daemon was last told of: those that are here, and those that are away."""
 
     @property
     def active(self) -> bool:
@@ -168,8 +168,9 @@ class DomainMoves:
             self._present = self._domains()
             await self._daemon.domains_changed()
 
-    def _domains(self) -> frozenset[str]:
-        return frozenset(d.name for d in self._place.host.domains)
+    def _domains(self) -> object:
+        """A domain that was given up is no longer away: its host reads its configuration again, and takes it back."""
+        return frozenset(d.name for d in self._place.host.domains), frozenset(self.away())
 
     def _concerned(self) -> list[str]:
         """The domains whose place matters now: they move, or the hub has given them to another host."""

@@ -70,7 +70,7 @@ class MoveRequests:
     async def report(self, request: ControlRequest) -> bytes:
         """How far moves are."""
         place = self._daemon.place
-        away = (r for r in place.moves.records if r.owner != place.name and place.host.domain(r.domain) is None)
+        away = (r for r in place.moves.records if r.is_elsewhere(place.name) and place.host.domain(r.domain) is None)
         return granted(
             now=self._daemon.now(),
             moves=self._reports(),
@@ -236,8 +236,9 @@ class MoveRequests:
                     percent=report.percent,
                 )
             elif record is not None and record.owner != place.name:
-                text = f"{record.owner} has it, by the hub's books"
-                found[domain.name] = DomainTravel(source=place.name, target=record.owner, stage="elsewhere", text=text)
+                text = f"{record.owner} has it, by the hub's books" if record.owner else record.whose
+                to = record.owner or place.name
+                found[domain.name] = DomainTravel(source=place.name, target=to, stage="elsewhere", text=text)
         return found
 
     def _reports(self) -> list[MoveReport]:

@@ -165,11 +165,13 @@ class MoveSteps:
             place.moves.arriving_of(name),
             place.moves.record(name),
         )
+        if arriving is not None and arriving.owner:
+            return None  # it was given up after it had come here: there may be no other copy of its disks
         if arriving is not None and arriving.cancelled and arriving.room:
             with contextlib.suppress(PapersRefused):
                 return arriving.number, read_room(arriving.room).arrival
         if leaving is None or record is None or papers is None or leaving.stage is not MoveStage.HANDED:
             return None
-        if not closed(place, leaving, record):
+        if not closed(place, leaving, record) or not record.owner:
             return None
         return leaving.number, Arrival({}, tuple(disk.path for disk in papers.departure.disks))

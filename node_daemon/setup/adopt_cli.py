@@ -23,6 +23,7 @@ import psutil
 
 from magrathea import files, places
 from magrathea.cli import sources, view
+from magrathea.cli.lost import lost
 from magrathea.configuration import ConfigurationError
 from magrathea.core.model import Kind
 
@@ -159,6 +160,7 @@ def host() -> None:
     """
 
 
+host.add_command(lost)
 host.add_command(sleep)
 host.add_command(evacuate)
 host.add_command(give_back)

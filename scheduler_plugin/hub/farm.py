@@ -179,15 +179,21 @@ class Farm:
         return self._vnodes.speaks_in_pbs(host, domain)
 
     def may_ask_about(self, host: str, domain: str) -> bool:
-        """True if the host is to know who owns the domain: it has moved, and may have been this host's."""
-        return domain in self.transfers.owners and self._vnodes.enrolled.enrolled(host, domain)
+        """True if the host is to know who owns the domain: it has moved, and may have been this host's, or may be."""
+        known = domain in self.transfers.owners or domain in self.transfers.free
+        return known and self._vnodes.enrolled.enrolled(host, domain)
+
+    def free_for(self, host: str) -> set[str]:
+        """The domains that were given up, and that the host may take back."""
+        return {name for name in self.transfers.free if self._vnodes.enrolled.enrolled(host, name)}
 
     def given_up(self, mono: float) -> list[str]:
         """Domains that an admin has given up. None as long as silent hosts may still report (transfers.py)."""
         if mono - self.started < LEASE_S:
             return []
         on_record = {name: vnode.attributes.get(vnode_attributes.HOST, "") for name, vnode in self._vnodes.pbs.items()}
-        return given_up(self._owned.records, on_record, lambda host, vnode: self._report(host, vnode) is not None)
+        records, owners = self._owned.records, self.transfers.owners
+        return given_up(records, owners, on_record, lambda host, vnode: self._report(host, vnode) is not None)
 
     def _bind(self) -> None:
         if self._vnodes.bind():
@@ -195,7 +201,8 @@ class Farm:
             self._dirty |= self.entries.keys() | set(self._reports)
 
     def _own(self) -> None:
-        self._vnodes.settle({name: heard.snapshot for name, heard in self.hosts.items()})
+        silent = {name for name, heard in self.hosts.items() if not heard.live}
+        self._vnodes.settle({name: heard.snapshot for name, heard in self.hosts.items()}, silent)
 
     # What PBS has
 

@@ -143,8 +143,8 @@ class Hub:
         )
         control = Control(
             Path(self._configuration.hub.control_socket),
-            {"status": self._status, "history": self._history},
-            {},
+            {"status": self._status, "history": self._history, "lost-plan": self._movers.losses.plan},
+            {"lost": self._movers.losses.book},
             costs={"history": HISTORY_COST_S},
         )
         try:

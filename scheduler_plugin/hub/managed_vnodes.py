@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from magrathea.messages import Snapshot
 from scheduler_plugin.pbs.base import Vnode
@@ -29,7 +29,8 @@ class ManagedVnodes:
         """Take a host's new snapshot; `before`: its last one."""
         name = after.host
         for domain in before.domains if before else ():
-            if domain.vnode not in self.pbs and self.owner.get(domain.vnode) == name:
+            free = domain.vnode in self.transfers.free  # a host that comes back reports it until it hears of that
+            if (free or domain.vnode not in self.pbs) and self.owner.get(domain.vnode) == name:
                 del self.owner[domain.vnode]  # else a host that makes up names would fill the memory
         for vnode in vnode_attributes.reported(after, self.bindings):
             self.owner.setdefault(vnode, name)
@@ -39,9 +40,15 @@ class ManagedVnodes:
         before, self.bindings = self.bindings, self.enrolled.after(self.transfers.owners)
         return self.bindings != before
 
-    def settle(self, hosts: Mapping[str, Snapshot]) -> None:
-        """Decide again who owns which vnode: PBS's vnodes or the bindings have changed. `hosts`: all snapshots."""
+    def settle(self, hosts: Mapping[str, Snapshot], silent: Collection[str] = ()) -> None:
+        """Decide again who owns which vnode: PBS's vnodes or the bindings have changed. `hosts`: all snapshots;
+        `silent`: the hosts whose lease is out. What was given up is never theirs."""
         self.owner = vnode_attributes.owners(self.pbs, hosts, self.bindings)
+        for vnode in [name for name in self.transfers.free if self.owner.get(name) in silent]:
+            del self.owner[vnode]
+            for host in sorted(hosts.keys() - set(silent)):
+                if vnode in vnode_attributes.reported(hosts[host], self.bindings):
+                    self.owner.setdefault(vnode, host)
 
     def by(self, host: str) -> Callable[[str], bool]:
         return lambda vnode: self.owner.get(vnode) == host

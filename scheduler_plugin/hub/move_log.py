@@ -99,8 +99,8 @@ def stage(transfer: Transfer) -> str:
 
 def _end(old: Transfer, record: Ownership | None) -> str:
     """How a move ended."""
-    if record is None:
-        return "its owner was given up"
+    if record is None or not record.owner:
+        return f"given up: {old.target} is lost"
     if record.owner == old.target:
         return f"moved to {old.target}"
     declined = f": {one_line(old.declined, MOST_TEXT)}" if old.declined else ""

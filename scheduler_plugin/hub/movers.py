@@ -26,6 +26,7 @@ from .configuration import HubConfiguration
 from .farm import Farm
 from .host_questions import Charged
 from .lanes import Lane
+from .losses import Losses
 from .move_log import MoveLog
 from .owners import OwnersFile, Unwritten
 from .ownership import Visits
@@ -71,6 +72,7 @@ class Movers:
         self._of_hosts = RationedLog(log, burst=50, period_s=10)
         self.log = move_log
         self.wishes = Wishes.of(configuration, farm, rooms, owners.written.records, channel.send)
+        self.losses = Losses(owners, farm, self._kick.set)
 
     # What hosts say
 
@@ -79,7 +81,8 @@ class Movers:
         self._told.pop(host, None)
 
     def knows(self, host: str, version: str) -> None:
-        """Note by its heartbeat whether the host knows the messages about moves."""
+        """The host is heard. Note by its heartbeat whether it knows the messages about moves."""
+        self.losses.heard(host)
         if knows_moves(version):
             self._knowing.add(host)
         else:
@@ -141,11 +144,11 @@ class Movers:
             self._channel.send(target, message)
 
     def give_up(self, domains: Collection[str]) -> None:
-        """Forget who owns these domains: an admin has given them up."""
+        """Let nobody own these domains: an admin has given them up. Their hosts at home take them back."""
         for domain in domains:
             log.warning("PBS names no host for vnode %s, and its owner does not report it: it is given up", domain)
         if domains:
-            self._owners.forget(domains)
+            self._owners.give_up(domains)
             self._kick.set()
 
     # What follows
@@ -178,7 +181,9 @@ class Movers:
         self._owners.has_written(what)
         concerned = self._farm.owners_changed(what.records)
         self._follow(concerned)
-        return concerned
+        if not self._farm.transfers.free.isdisjoint(what.records):
+            return set(self._knowing)
+        return concerned.union(*what.former.values())
 
     def remind(self) -> None:
         """Tell the hosts again that domains move to or from, and what should move."""
@@ -190,7 +195,7 @@ class Movers:
 
     def _tell(self, hosts: Iterable[str]) -> None:
         for host in self._knowing.intersection(hosts):
-            records = self._owners.written.told(host, self._about.get(host, ()))
+            records = self._owners.written.told(host, self._farm.free_for(host).union(self._about.get(host, ())))
             records = tuple(sorted(records, key=lambda record: record.transfer is None)[:MOST_TOLD])
             new = records and records != self._told.get(host)
             if new and self._channel.send(host, ownerships_of(records)):

@@ -18,6 +18,7 @@ from magrathea import files
 from magrathea.core.moves import Ownership, Word
 from magrathea.core.refusals import Refusal
 
+from .lost_hosts import Ending
 from .ownership import MAX_BYTES, BadLedger, Ledger, Visits, decoded, encoded
 
 log = logging.getLogger(__name__)
@@ -26,12 +27,11 @@ NAME = "owners.json"
 
 
 class Unwritten(NamedTuple):
-    """What is to be written: the whole ledger, and which of its records are new; None if one is gone. `former`: the
-    last owners of these domains."""
+    """What is to be written: the whole ledger, and which of its records are new. `former`: who had these domains."""
 
     data: bytes
-    records: dict[str, Ownership | None]
-    former: dict[str, str]
+    records: dict[str, Ownership]
+    former: dict[str, tuple[str, ...]]
 
 
 class OwnersFile:
@@ -51,11 +51,12 @@ class OwnersFile:
     ) -> list[tuple[Word, Refusal]]:
         """Take what a host says, and return the moves that are refused.
 
-        `may_found`: whether its word makes the record of a domain that has none.
+        `may_found`: whether it may own a domain that nobody owns.
         """
         refused = []
         for word in words:
-            if word.domain not in self._ledger.records and not may_found(word.domain):
+            record = self._ledger.records.get(word.domain)
+            if (record is None or not record.owner) and not may_found(word.domain):
                 continue
             heard = self._ledger.heard(host, word, visits)
             if heard.changed:
@@ -64,12 +65,21 @@ class OwnersFile:
                 refused.append((word, heard.refused))
         return refused
 
-    def forget(self, domains: Iterable[str]) -> None:
-        """Forget who owns these domains."""
+    def give_up(self, domains: Iterable[str]) -> None:
+        """Let nobody own these domains."""
         for domain in domains:
-            if domain in self._ledger.records:
-                self._ledger.forget(domain)
-                self._changed.add(domain)
+            self._ledger.give_up(domain)
+            self._changed.add(domain)
+
+    def endings(self, lost: str, *, run_copies: bool) -> list[Ending]:
+        """What would follow if the host were lost."""
+        return self._ledger.endings(lost, run_copies=run_copies)
+
+    def host_lost(self, lost: str, *, run_copies: bool) -> list[Ending]:
+        """Book that the host is lost. Returns what follows."""
+        endings = self._ledger.host_lost(lost, run_copies=run_copies)
+        self._changed.update(one.before.domain for one in endings if one.record is not None)
+        return endings
 
     def knows(self, domain: str) -> bool:
         """True if there is a record, even if it is not on disk yet."""
@@ -82,7 +92,7 @@ class OwnersFile:
         changed, self._changed = self._changed, set()
         ledger = self._ledger
         former = {name: ledger.former[name] for name in changed if name in ledger.former}
-        return Unwritten(encoded(ledger), {name: ledger.records.get(name) for name in changed}, former)
+        return Unwritten(encoded(ledger), {name: ledger.records[name] for name in changed}, former)
 
     def write(self, what: Unwritten) -> bool:
         """Write it. False if the disk fails. May run in a thread, one at a time."""

@@ -7,9 +7,12 @@ Rule 3: a host may speak only about domains that it owns, or that its owner has 
 taken over can neither fetch a domain nor hand one to a host that does not expect it.
 Rule 4: a domain without a record gets one from the host that speaks of it first. The caller lets only hosts speak that
 may report the domain's vnode.
-Rule 5: while a move is under way, the hub believes what the hypervisors show. The target has the domain when it says
+Rule 5: a domain that an admin gives up keeps its record, without an owner. The host at home takes it back, under the
+next number. The hosts that had it are told, so that none of them goes on with an old copy.
+Rule 6: while a move is under way, the hub believes what the hypervisors show. The target has the domain when it says
 so. The source has it again only when the target, asked after the source had let go, lacks it.
 
+    any host says       owns -> owner, if there is none
     owner says          asks -> granted; stays -> cancelled; gone or ended -> the target must say what it has
     target says         ready or declines -> noted; here -> owner; adopted -> over; lacks -> the source remains owner
 """
@@ -27,11 +30,14 @@ from magrathea.core.moves import Letting, Ownership, Says, Transfer, Word
 from magrathea.core.refusals import Refusal, RefusalCode
 from magrathea.decoding import UNDECODABLE
 
+from .lost_hosts import Ending, ending
+
 MOST_NUMBER = 2**53
 """Larger ones are not exact in every reader of JSON. A domain that moves each second reaches it never."""
 MOST_NAME = 255
 """Longest name of a host or domain. What could not be read from the disk is not taken: the whole file would be lost."""
 MOST_DOMAINS = 1_000_000
+MOST_FORMER = 8
 MAX_BYTES = 512 * 1024 * 1024
 """Larger files are refused: a million records need less."""
 
@@ -55,14 +61,14 @@ class WordOutcome(NamedTuple):
 
 class Ledger:
     """All records, by domain. `base`: where revisions of new records begin. It must be higher than in any ledger that
-    was lost, else hosts would take the new records for old ones. `former`: the last owner before the present one; it
-    must learn that its domain is elsewhere."""
+    was lost, else hosts would take the new records for old ones. `former`: the last hosts that had a domain, or
+    expected it, the newest last; they must learn that it is elsewhere, whenever they come back."""
 
     def __init__(
         self,
         records: Iterable[Ownership] = (),
         base: int = 0,
-        former: Mapping[str, str] = MappingProxyType({}),
+        former: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
     ) -> None:
         self.records: dict[str, Ownership] = {}
         self.base = base
@@ -76,7 +82,7 @@ class Ledger:
 
     def told(self, host: str, about: Iterable[str] = ()) -> tuple[Ownership, ...]:
         """What the host must know: the records of its domains, of their moves, of those that were its own before they
-        moved, and of those that it spoke `about`."""
+        moved or that it expected, and of those that it spoke `about`."""
         names = self._of.get(host, set()).union(about)
         return tuple(self.records[name] for name in sorted(names) if name in self.records)
 
@@ -108,14 +114,28 @@ class Ledger:
             return WordOutcome()
         return WordOutcome(self._set(replace(record, transfer=Transfer(record.number + 1, host, target))))
 
-    def forget(self, domain: str) -> None:
-        """Let the next host that says that it owns the domain be its owner. That record is newer than this one."""
-        self.base = max(self.base, self.records[domain].revision)
-        self.former.pop(domain, None)
-        self._put(domain, None)
+    def give_up(self, domain: str) -> None:
+        """Let nobody own the domain; the host at home takes it back. If there is no record, the books were lost: the
+        new one is newer than all old ones."""
+        record = self.records.get(domain) or Ownership(domain, self.base, "", self.base)
+        self._set(replace(record, number=record.number + 1, owner="", transfer=None))
 
-    def follow(self, records: Mapping[str, Ownership | None], former: Mapping[str, str]) -> None:
-        """Take these records of another ledger; None: it has none any more. `former`: of these."""
+    def endings(self, lost: str, *, run_copies: bool) -> list[Ending]:
+        """What would follow for each domain on its way to or from the host if that were lost (lost_hosts.py)."""
+        records = (self.records[name] for name in sorted(self._of.get(lost, ())))
+        found = (ending(record, lost, run_copies=run_copies) for record in records)
+        return [one for one in found if one is not None]
+
+    def host_lost(self, lost: str, *, run_copies: bool) -> list[Ending]:
+        """Book that the host is lost. Returns what follows."""
+        endings = self.endings(lost, run_copies=run_copies)
+        for one in endings:
+            if one.record is not None:
+                self._set(one.record)
+        return endings
+
+    def follow(self, records: Mapping[str, Ownership], former: Mapping[str, tuple[str, ...]]) -> None:
+        """Take these records of another ledger. `former`: of these."""
         for domain, record in records.items():
             self.former.pop(domain, None)
             if domain in former:
@@ -132,22 +152,24 @@ class Ledger:
 
     def _set(self, record: Ownership) -> bool:
         before = self.records.get(record.domain)
-        if before is not None and before.owner != record.owner:
-            self.former[record.domain] = before.owner
+        if before is not None:
+            knew = dict.fromkeys((*self.former.get(record.domain, ()), *reversed(parties(before))))
+            former = tuple(host for host in knew if host not in parties(record))
+            self.former.pop(record.domain, None)
+            if former:
+                self.former[record.domain] = former[-MOST_FORMER:]
         self._put(record.domain, replace(record, revision=record.revision + 1))
         return True
 
-    def _put(self, domain: str, record: Ownership | None) -> None:
-        self.records.pop(domain, None)
+    def _put(self, domain: str, record: Ownership) -> None:
         for host in self._concerned.pop(domain, ()):
             self._of[host].discard(domain)
             if not self._of[host]:
                 del self._of[host]
-        if record is not None:
-            self.records[domain] = record
-            self._concerned[domain] = {*parties(record), self.former.get(domain, record.owner)}
-            for host in self._concerned[domain]:
-                self._of.setdefault(host, set()).add(domain)
+        self.records[domain] = record
+        self._concerned[domain] = {*parties(record), *self.former.get(domain, ())}
+        for host in self._concerned[domain]:
+            self._of.setdefault(host, set()).add(domain)
 
 
 def _founded(host: str, word: Word, visits: Visits) -> Ownership | None:
@@ -169,12 +191,15 @@ def _founded(host: str, word: Word, visits: Visits) -> Ownership | None:
 def parties(record: Ownership) -> tuple[str, ...]:
     """The hosts that a record concerns: the owner, and both ends of a move."""
     ends = (record.transfer.source, record.transfer.target) if record.transfer else ()
-    return (record.owner, *ends)
+    return (record.owner, *ends) if record.owner else ends
 
 
 def _changed(record: Ownership, host: str, word: Word) -> Ownership | None:
     """The record after the word; None if the host may not say it, or it is about something that is over."""
     transfer = record.transfer
+    if not record.owner:
+        takes = word.says is Says.OWNS and word.number == record.number < MOST_NUMBER
+        return replace(record, owner=host, number=record.number + 1) if takes else None
     if word.says is Says.STAYS:
         if record.owner != host or record.number != word.number or (transfer and transfer.letting):
             return None
@@ -227,7 +252,7 @@ class _Transfer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_d
 class _Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     domain: _Name
     number: _Number
-    owner: _Name
+    owner: Annotated[str, msgspec.Meta(max_length=MOST_NAME)]
     revision: _Number
     transfer: _Transfer | None = None
 
@@ -236,7 +261,8 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     version: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
     base: Annotated[int, msgspec.Meta(ge=0, le=MOST_NUMBER)] = 0
     records: Annotated[list[_Record], msgspec.Meta(max_length=MOST_DOMAINS)] = []
-    former: Annotated[dict[_Name, _Name], msgspec.Meta(max_length=MOST_DOMAINS)] = {}
+    former: Annotated[dict[_Name, _Name | list[_Name]], msgspec.Meta(max_length=MOST_DOMAINS)] = {}
+    """An older hub wrote one name."""
 
 
 class BadLedger(Exception):
@@ -246,7 +272,8 @@ class BadLedger(Exception):
 def encoded(ledger: Ledger) -> bytes:
     """The ledger as it is kept on disk."""
     records = [_kept(record) for record in ledger.records.values()]
-    return msgspec.json.encode(_File(base=ledger.base, records=records, former=ledger.former))
+    former: dict[str, str | list[str]] = {name: list(hosts) for name, hosts in ledger.former.items()}
+    return msgspec.json.encode(_File(base=ledger.base, records=records, former=former))
 
 
 def _kept(record: Ownership) -> _Record:
@@ -279,7 +306,8 @@ def decoded(data: bytes) -> Ledger:
         if kept.domain in records:
             raise BadLedger(f"two records of {kept.domain!r}")
         records[kept.domain] = _record(kept)
-    return Ledger(records.values(), file.base, file.former)
+    former = {name: (had,) if isinstance(had, str) else tuple(had) for name, had in file.former.items()}
+    return Ledger(records.values(), file.base, former)
 
 
 def _record(kept: _Record) -> Ownership:

@@ -21,13 +21,15 @@ class Transfers:
     """`ledger`: the records on disk. Whenever some have changed, `changed` must be called.
 
     `owners`: the owners of domains that have moved, or have been asked to. Their vnodes are theirs. `kept`: the last
-    ones that are known, if the ledger is lost: only they may say that they own those domains.
+    ones that are known, if the ledger is lost: only they may say that they own those domains. `free`: domains that were
+    given up, and that no host has taken back yet.
     """
 
     def __init__(self, ledger: Ledger, kept: Mapping[str, str]) -> None:
         self._ledger = ledger
         self._moving: dict[str, Ownership] = {}
         self.owners = dict(kept)
+        self.free: set[str] = set()
         self.changed(ledger.records)
 
     def changed(self, domains: Collection[str]) -> set[str]:
@@ -38,7 +40,10 @@ class Transfers:
             for one in (self._moving.pop(name, None), record):
                 concerned.update(parties(one) if one else ())
             self.owners.pop(name, None)
-            if record is not None and record.number > 1:
+            self.free.discard(name)
+            if record is not None and not record.owner:
+                self.free.add(name)
+            elif record is not None and record.number > 1:
                 self.owners[name] = record.owner
             if record is not None and record.transfer is not None:
                 self._moving[name] = record
@@ -83,17 +88,22 @@ class Transfers:
 
 
 def given_up(
-    records: Mapping[str, Ownership], on_record: Mapping[str, str], reported: Callable[[str, str], bool]
+    records: Mapping[str, Ownership],
+    owners: Mapping[str, str],
+    on_record: Mapping[str, str],
+    reported: Callable[[str, str], bool],
 ) -> list[str]:
     """The domains that an admin has given up: PBS names no host for their vnodes, and their owners do not report them.
 
-    `on_record`: the host that PBS names for each vnode that it has; empty if none. `reported`: whether the host reports
-    the vnode now.
+    `owners`: of domains that have moved; there may be no record of one, if the ledger was lost. `on_record`: the host
+    that PBS names for each vnode that it has; empty if none. `reported`: whether the host reports the vnode now.
     """
+    resting = {name: record.owner for name, record in records.items() if record.owner and record.transfer is None}
+    unrecorded = {name: owner for name, owner in owners.items() if name not in records}
     return [
         name
-        for name, record in records.items()
-        if record.transfer is None and on_record.get(name) == "" and not reported(record.owner, name)
+        for name, owner in {**resting, **unrecorded}.items()
+        if on_record.get(name) == "" and not reported(owner, name)
     ]
 
 

@@ -7,14 +7,16 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from magrathea import client, files
-from magrathea.core.model import Domain, Kind
+from magrathea.core.model import Domain, Kind, State
 from magrathea.core.moves import Ownership, Parcel, Says, Transfer, Word
 from magrathea.core.refusals import RefusalCode
 from magrathea.messages import KNOWS_MOVES, Heartbeat, encode
 from magrathea.move_messages import MoveRefused, Ownerships, ParcelSent, parcel_of
+from magrathea.move_reports import LostAnswer, LostMove
 from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.hub import farm, movers, owners
 from scheduler_plugin.hub import hub as shell
@@ -22,7 +24,7 @@ from scheduler_plugin.hub.vnode_attributes import ACCEPTS, HOST, SIBLINGS
 from tests.embedded import real_hub
 from tests.embedded.real_hub import RealHub
 from tests.fakes.host import FakeHost
-from tests.fakes.reports import domain, given_back, job, stopped
+from tests.fakes.reports import domain, given_back, job, stopped, vnode
 
 BEAT_S = 0.1
 
@@ -194,6 +196,58 @@ def test_a_refused_move_is_answered_with_its_reason_and_shown(tmp_path: Path) ->
             ("p1", "refused (no-visitors)"),
             ("unknown", "refused (not-movable)"),
         }
+
+    run(tmp_path, test)
+
+
+def test_a_host_is_lost_only_if_it_is_silent_and_then_the_other_one_need_not_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(world: RealHub, h1: FakeHost, h2: FakeHost) -> None:
+        async def ask(op: str) -> list[LostMove]:
+            answer = await asyncio.to_thread(client.ask, world.control, {"op": op, "about": "h2"})
+            return msgspec.json.decode(answer, type=LostAnswer).moves
+
+        await asks(h1, h2)
+        await lets_go(h1, h2)
+        await h2.beats()
+        for op in ("lost-plan", "lost"):
+            with pytest.raises(client.RequestRefused) as refused:
+                await ask(op)
+            assert refused.value.code == RefusalCode.HOST_HEARD
+        monkeypatch.setattr(farm, "LEASE_S", 0.0)  # h2 is silent from now on
+        assert [(move.domain, move.booked) for move in await ask("lost-plan")] == [("n1", True)]
+        assert [(move.domain, move.booked) for move in await ask("lost")] == [("n1", True)]
+        await h1.hears_record("n1", lambda r: (r.owner, r.number, r.transfer) == ("h1", 3, None))
+        await h2.hears_record("n1", lambda r: (r.owner, r.number, r.transfer) == ("h1", 3, None))
+        assert await ask("lost") == []
+
+    run(tmp_path, test)
+
+
+def test_a_domain_that_an_admin_gives_up_is_taken_back_by_its_home_and_never_by_who_had_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(world: RealHub, h1: FakeHost, h2: FakeHost) -> None:
+        await asks(h1, h2)
+        await lets_go(h1, h2)
+        await arrives(h1, h2)
+        await world.until(lambda: world.shown("n1", HOST) == "h2", "its vnode is h2's")
+        await h2.says(domain("p2"))
+        hub = world.hub
+        assert hub is not None
+        await world.until(lambda: "n1" not in hub.farm.hosts["h2"].by_vnode, "h2 does not report it")
+        world.pbs.vnodes["n1"] = vnode("n1")
+        monkeypatch.setattr(farm, "LEASE_S", 0.0)
+        hub.compare()
+        for host in (h1, h2):
+            await host.hears_record("n1", lambda r: (r.owner, r.number, r.transfer) == ("", 3, None))
+        monkeypatch.setattr(farm, "LEASE_S", BOUND_S)
+        await insists(h2, Word("n1", 3, Says.OWNS), lambda r: r.owner == "")
+        await h1.says(domain("n1", state=State.DOWN, accepts=[]), domain("p1"))
+        await insists(h1, Word("n1", 3, Says.OWNS), lambda r: (r.owner, r.number) == ("h1", 4))
+        await h2.hears_record("n1", lambda r: r.owner == "h1")
+        await world.until(lambda: world.shown("n1", HOST) == "h1", "its vnode is h1's")
 
     run(tmp_path, test)
 

@@ -198,7 +198,7 @@ def messages_to_hub(folder: Path) -> Reader:
         here.pbs.jobs = jobs()
         here.pbs.admin.clear()
         here.pbs.calls.clear()
-        owners.forget(owners.written.records)
+        owners.give_up(owners.written.records)
         publisher.compare()
         await asyncio.sleep(0.1)
         channel.sent = refused = 0

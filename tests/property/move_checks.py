@@ -12,6 +12,7 @@ from magrathea.core import shares
 from magrathea.core.model import Domain
 from magrathea.core.moves import HostWithMoves, Letting, Where
 
+from .move_losses import back, booted, configured, given_up, lost, switched_off
 from .move_world import (
     NAME,
     Message,
@@ -53,6 +54,8 @@ def check(world: World) -> None:
     running = [name for name, copy in world.copies if copy.where is Where.RUNNING]
     assert len(running) <= 1, f"the domain runs on {running}"
     assert not any(world.at(name).stale for name in running), f"an old copy runs on {running}"
+    if world.given_up:
+        return  # its facts are gone with a host; that host has old ones when it comes back, until it has heard the hub
     used = [name for name, node in world.nodes if node.place.host.domain(NAME) is not None]
     assert len(used) <= 1 or world.late, f"its facts are doubled: {used}"
     acting = [name for name, node in world.nodes if mg.may_act(node.place, NAME)]
@@ -77,6 +80,8 @@ def able(world: World) -> list[str]:
     ended_elsewhere = any(copy.where is Where.OFF for _, copy in world.copies)
     found = []
     for name, copy in world.copies:
+        if world.given_up and copy.where is not Where.RUNNING:
+            continue  # an admin has said so
         left = copy.where is Where.LEFT and not taken and not ended_elsewhere
         arrived = copy.where is Where.ARRIVED and (taken or not ended_elsewhere or known_complete(world))
         if not copy.stale and (left or arrived or copy.where is Where.RUNNING):
@@ -86,15 +91,26 @@ def able(world: World) -> list[str]:
 
 def known_complete(world: World) -> bool:
     """True if a daemon knows, or will hear, that its copy was complete when the domain ended there."""
-    nodes = [node for _, node in world.nodes]
+    nodes = [node for _, node in world.nodes if not node.off]
     return any(node.result == "" or any(x.letting is Letting.GONE for x in node.place.moves.leaving) for node in nodes)
 
 
 def outcome(world: World, known: dict[World, str], rounds: int = 40) -> str:
     """Where the domain is when everything works again, all messages arrive, and all that is under way ends; empty if it
-    has ended. `known`: outcomes found so far. Raises AssertionError if it does not settle as it must."""
+    has ended. `known`: outcomes found so far. Raises AssertionError if it does not settle as it must.
+
+    If a machine is off, it settles also if that stays so, and an admin says it.
+    """
+    if any(node.off for _, node in world.nodes):
+        _outcome(world, known, rounds)
     for name, node in world.nodes:
-        if not node.up:
+        world = back(world, name) if node.off else world
+    return _outcome(world, known, rounds)
+
+
+def _outcome(world: World, known: dict[World, str], rounds: int) -> str:
+    for name, node in world.nodes:
+        if not (node.up or node.off):
             world = restarted(world, name)
     path = [replace(world, sent=frozenset())]
     while path[-1] not in known:
@@ -112,11 +128,14 @@ def outcome(world: World, known: dict[World, str], rounds: int = 40) -> str:
 
 
 def one_round(world: World) -> World:
-    world = cleaned(world)
+    world = said_of_lost(cleaned(world))
     if world.copy is not None:
         world = progressed(world)
     for name, _ in world.nodes:
+        world = configured(world, name)
         node = world.node(name)
+        if node.off:
+            continue
         if node.calls and node.result is not None:
             world = call_returned(world, name)
         world = acted(looked(world, name), name)
@@ -131,16 +150,34 @@ def one_round(world: World) -> World:
     return world
 
 
+def said_of_lost(world: World) -> World:
+    """What an admin says of machines that stay off. The others wait as long as they would wait for facts."""
+    for name, node in world.nodes:
+        if node.off:
+            world = lost(world, name, run_copies=not any(copy.stale for _, copy in world.copies))
+    (record,) = world.records
+    if record.transfer is None and record.owner and world.node(record.owner).off:
+        world = given_up(world)
+    for name, node in world.nodes:
+        if not node.off and any(other.off for _, other in world.nodes):
+            world = expired(world, name)
+    return world
+
+
 def settled(world: World) -> str:
     """Where the domain is after everything has healed; empty if it ended. Raises AssertionError if anything is left."""
     (record,) = world.records
     assert record.transfer is None, f"a move is still under way: {world}"
     for name, node in world.nodes:
+        if node.off:
+            continue
         assert not node.place.moves.leaving and not node.place.moves.arriving, f"{name} is not done: {world}"
         copy = world.at(name)
         left = copy.where in (Where.LEFT, Where.ARRIVED, Where.INCOMING)
         assert not left, f"a copy is left on {name}: {world}"
         assert (node.place.host.domain(NAME) is not None) == (name == record.owner), f"facts and owner differ: {world}"
+    home_is_off = world.node(world.nodes[0][0]).off
+    assert record.owner or home_is_off, f"its home host does not take it back: {world}"
     running = [name for name, copy in world.copies if copy.where is Where.RUNNING]
     assert running in ([], [record.owner]), f"it runs on {running}, the owner is {record.owner}"
     return record.owner if running else ""
@@ -156,9 +193,18 @@ def ordinary(world: World) -> Iterator[Step]:
     for message in sorted(world.sent, key=_order):
         yield f"deliver {_order(message)}", partial(delivered, world, message)
     for name, node in world.nodes:
+        if node.off:
+            yield f"{name} is switched on", partial(back, world, name)
+            yield f"{name} is said to be lost", partial(lost, world, name, run_copies=False)
+            if not any(copy.stale for _, copy in world.copies):
+                yield f"{name} is said to be lost in one moment", partial(lost, world, name, run_copies=True)
+            if world.records[0].owner == name and world.records[0].transfer is None:
+                yield f"the domain of {name} is given up", partial(given_up, world)
+            continue
         if not node.up:
             yield f"restart the daemon of {name}", partial(restarted, world, name)
             continue
+        yield f"{name} reads its configuration", partial(configured, world, name)
         yield f"{name} looks", partial(looked, world, name)
         yield f"{name} acts", partial(acted, world, name)
         if node.calls and node.result is not None:
@@ -185,6 +231,14 @@ def faults(world: World) -> Iterator[Step]:
         yield "a hypervisor's daemon dies, or the network between two", partial(replace, after)
 
 
+def losses(world: World) -> Iterator[Step]:
+    """A machine is switched off. Only where copies arrive paused: otherwise nobody knows whether the lost one ran."""
+    for name, node in world.nodes:
+        if world.paused and not node.off:
+            for after in switched_off(world, name):
+                yield f"{name} is switched off", partial(replace, after)
+
+
 def wishes(world: World) -> Iterator[Step]:
     """An admin wants the domain elsewhere, or one of its facts changes."""
     for name, node in world.nodes:
@@ -193,6 +247,7 @@ def wishes(world: World) -> Iterator[Step]:
             at = node.place.host.now
             yield f"its jobs must rest on {name}", partial(happened, world, name, me.JobsMustRest(at, NAME))
             yield f"it stands still on {name}", partial(happened, world, name, me.StandsStill(at, NAME))
+            yield f"{name} is to boot it", partial(booted, world, name)
             for to, _ in world.nodes:
                 yield f"{name} is to send it to {to}", partial(requested, world, name, to)
 

@@ -8,6 +8,8 @@ Each action is one step of one part. Whatever could fail may fail between two of
   two hosts; what then becomes of both copies is what their hypervisors may do, the worst included. With `paused` the
   copy arrives paused (VIR_MIGRATE_PAUSED): then the source may even run again although the target has a complete copy,
   because the answer of the target's hypervisor was lost. Without it, such a hypervisor would run two copies by itself.
+- A machine may be switched off, and come back at any time. Then an admin may tell the hub that it is lost, and give up
+  what rests there; the first host, where the domain is at home, takes it back.
 - `stale` is what no part can see: another copy has run since this one was made.
 """
 
@@ -57,10 +59,12 @@ class Copying:
 
 @dataclass(frozen=True)
 class Node:
-    """A host. `calls`: its daemon waits for a copy's end. `result`: how that ended; None if it has not."""
+    """A host. `calls`: its daemon waits for a copy's end. `result`: how that ended; None if it has not. `off`: its
+    machine is switched off."""
 
     place: HostWithMoves
     up: bool = True
+    off: bool = False
     calls: bool = False
     result: str | None = None
 
@@ -79,6 +83,8 @@ class World:
     paused: bool = True
     late: bool = field(default=False)
     """A deadline has passed: facts may be older than the source's last ones."""
+    given_up: bool = False
+    """By an admin: its facts, and a copy that might have run, are gone with a host that was lost."""
 
     def node(self, name: str) -> Node:
         return dict(self.nodes)[name]
@@ -217,8 +223,8 @@ def acted(world: World, name: str) -> World:
             leaving = node.place.moves.leaving_of(NAME)
             assert leaving and world.copy is None
             world = world.having(name, replace(node, calls=True))
-            if world.at(leaving.to).where is not Where.ABSENT:
-                return ended(world, name, "there is a domain of that name")
+            if world.at(leaving.to).where is not Where.ABSENT or world.node(leaving.to).off:
+                return ended(world, name, "there is a domain of that name, or no answer")
             world = world.with_copy(leaving.to, Copy(Where.INCOMING))
             return replace(world, copy=Copying(name, leaving.to))
         case mg.MoveStep.ABORT:
@@ -382,7 +388,12 @@ def changed(world: World, name: str) -> World:
     """One of the domain's jobs ends, or another starts: a fact changes where the domain's facts are."""
     node = world.node(name)
     domain = node.place.host.domain(NAME)
-    if domain is None or not mg.may_act(node.place, NAME) or world.at(name).where is not Where.RUNNING:
+    if (
+        domain is None
+        or not domain.jobs
+        or not mg.may_act(node.place, NAME)
+        or world.at(name).where is not Where.RUNNING
+    ):
         return world
     run = 1 + max((job.key.run for job in domain.jobs), default=0)
     job = replace(domain.jobs[0], key=JobKey("1", run), preemptions=domain.jobs[0].preemptions + 1)

@@ -8,6 +8,7 @@ checked that it settles by itself once everything works again: then the domain r
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import ModuleType
 
@@ -30,7 +31,9 @@ def begun(*, paused: bool) -> mw.World:
     return mw.requested(mw.new_world(paused=paused), "a", "b")
 
 
-def explored(first: mw.World, most: int) -> tuple[Counter[str], bool]:
+def explored(
+    first: mw.World, most: int, faults: Callable[[mw.World], Iterator[checks.Step]] = checks.faults
+) -> tuple[Counter[str], bool]:
     """Where the domain ends after every order of steps and messages with at most one fault, and if all were tried.
 
     Raises AssertionError, with the history that leads there.
@@ -46,7 +49,7 @@ def explored(first: mw.World, most: int) -> tuple[Counter[str], bool]:
             outcomes[checks.outcome(world, known)] += 1
         except AssertionError as error:
             raise AssertionError(f"{error}\n{told}") from error
-        for cost, steps in ((0, checks.ordinary(world)), (1, checks.faults(world) if left else ())):
+        for cost, steps in ((0, checks.ordinary(world)), (1, faults(world) if left else ())):
             for label, step in steps:
                 after = step(), left - cost
                 if after[0] != world and after not in story:
@@ -64,6 +67,15 @@ def test_a_move_with_any_one_fault_at_any_step(paused: bool) -> None:
     assert complete or settings().max_examples < 200, "the limit is too low: not all histories were tried"
     assert outcomes["b"], "no move has succeeded"
     assert not complete or outcomes["a"], "no move has failed"
+
+
+@pytest.mark.timeout(1800)
+def test_a_move_with_a_machine_that_is_switched_off_at_any_step_and_may_come_back_at_any_time() -> None:
+    """An admin may say that it is lost, at any time, and give up what rested there. It settles if the machine stays
+    off, and if it comes back at any moment. No second copy ever runs."""
+    outcomes, complete = explored(begun(paused=True), 150 * settings().max_examples, checks.losses)
+    assert complete or settings().max_examples < 200, "the limit is too low: not all histories were tried"
+    assert outcomes["b"] and outcomes["a"] and outcomes[""]
 
 
 def copied(world: mw.World) -> mw.World:
@@ -149,7 +161,7 @@ def test_long_histories_with_many_faults_and_wishes(hosts: int, paused: bool, ch
     told: list[str] = []
     for choice in choices:
         kind, index = choice % 16, choice // 16
-        source = checks.faults if kind == 0 else checks.wishes if kind == 1 else checks.ordinary
+        source = {0: checks.faults, 1: checks.wishes, 2: checks.losses}.get(kind, checks.ordinary)
         steps = list(source(world))
         if not steps:
             continue

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from magrathea import files
-from magrathea.core.moves import Ownership, Says, Transfer, Word
+from magrathea.core.moves import Letting, Ownership, Says, Transfer, Word
 from magrathea.core.refusals import RefusalCode
 from scheduler_plugin.hub.owners import NAME, OwnersFile
 from scheduler_plugin.hub.ownership import Visits
@@ -110,12 +110,36 @@ def test_what_is_said_while_the_books_are_written_is_written_next(tmp_path: Path
     assert record.transfer is not None
 
 
-def test_a_domain_that_was_given_up_is_gone_from_the_disk_and_its_next_record_is_newer(tmp_path: Path) -> None:
+def test_a_domain_that_was_given_up_is_on_the_disk_without_an_owner_and_who_had_it_is_told(tmp_path: Path) -> None:
     owners = OwnersFile(tmp_path, 1.0)
     say(owners, "a", OWN, ASK, Word("n1", 1, Says.STAYS))
-    (old,) = told(owners, "a")
-    owners.forget(["n1"])
-    assert told(owners, "a") == () == told(OwnersFile(tmp_path, 1.0), "a")
+    owners.give_up(["n1"])
+    found = told(owners, "a")
+    assert (
+        [(record.owner, record.number) for record in found]
+        == [("", 4)]
+        == [(record.owner, record.number) for record in told(OwnersFile(tmp_path, 9.0), "a")]
+    )
     say(owners, "b", OWN)
+    assert told(owners, "a") == found, "the number is that of an unknown domain"
+    say(owners, "b", Word("n1", 4, Says.OWNS))
     (new,) = told(owners, "b")
-    assert new.owner == "b" and new.revision > old.revision
+    assert (new.owner, new.number) == ("b", 5) and new == told(owners, "a")[0]
+
+
+def test_only_a_host_that_may_report_the_vnode_takes_back_what_was_given_up(tmp_path: Path) -> None:
+    owners = OwnersFile(tmp_path, 1.0)
+    say(owners, "a", OWN)
+    owners.give_up(["n1"])
+    owners.heard("c", [Word("n1", 2, Says.OWNS)], VISITS, lambda _: False)
+    assert told(owners, "a")[0].owner == ""
+
+
+def test_what_an_admin_says_of_a_lost_host_is_written(tmp_path: Path) -> None:
+    owners = OwnersFile(tmp_path, 1.0)
+    say(owners, "a", OWN, ASK)
+    assert [one.before.domain for one in owners.endings("a", run_copies=False)] == ["n1"]
+    assert told(owners, "b")[0].transfer == Transfer(2, "a", "b"), "nothing has changed yet"
+    owners.host_lost("a", run_copies=False)
+    assert told(owners, "b") == told(OwnersFile(tmp_path, 9.0), "b")
+    assert told(owners, "b")[0].transfer == Transfer(2, "a", "b", letting=Letting.ENDED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from magrathea.core.moves import Letting, Ownership, Says, Transfer, Word
 from magrathea.core.refusals import RefusalCode
 from scheduler_plugin.hub.ownership import (
+    MOST_FORMER,
     MOST_NUMBER,
     BadLedger,
     Ledger,
@@ -46,7 +48,7 @@ def test_the_host_that_speaks_first_of_a_new_domain_owns_it() -> None:
     assert not say(ledger, "b", Says.OWNS, 9).changed, "others cannot take it over"
 
 
-def test_who_had_a_domain_before_is_told_who_has_it_over_a_restart_until_it_moves_on() -> None:
+def test_who_had_a_domain_before_is_told_who_has_it_over_a_restart_and_wherever_it_moves_on() -> None:
     ledger = moving(ready=True, letting=Letting.GONE)
     assert say(ledger, "b", Says.HERE, 2).changed and say(ledger, "b", Says.ADOPTED, 2).changed
     ledger = decoded(encoded(ledger))
@@ -55,7 +57,74 @@ def test_who_had_a_domain_before_is_told_who_has_it_over_a_restart_until_it_move
     assert say(ledger, "b", Says.ASKS, 2, "c").changed is False, "c takes domains from a only"
     ledger.heard("b", Word("n1", 2, Says.ASKS, "c"), Visits({"c": frozenset({"b"})}))
     assert say(ledger, "c", Says.HERE, 3).changed
-    assert ledger.told("a") == () and ledger.told("b") != ()
+    ledger = decoded(encoded(ledger))
+    assert [record.owner for host in ("a", "b") for record in ledger.told(host)] == ["c", "c"]
+    say(ledger, "c", Says.ADOPTED, 3)
+    ledger.heard("c", Word("n1", 3, Says.ASKS, "a"), Visits({"a": frozenset({"c"})}))
+    say(ledger, "a", Says.ADOPTED, 4)
+    assert ledger.former["n1"] == ("b", "c"), "it has it again"
+
+
+@pytest.mark.parametrize(("host", "says"), [("a", Says.STAYS), ("b", Says.LACKS)])
+def test_a_target_whose_move_came_to_nothing_is_told_so(host: str, says: Says) -> None:
+    ledger = moving(ready=True, letting=Letting.GONE if says is Says.LACKS else None)
+    assert say(ledger, host, says, 2 if says is Says.LACKS else 1).changed
+    assert decoded(encoded(ledger)).told("b") == (ledger.records["n1"],)
+    assert ledger.moving("b") == 0
+
+
+def test_only_the_last_hosts_that_had_a_domain_are_told() -> None:
+    ledger = a_ledger()
+    hosts = ["a", *(f"h{n}" for n in range(2 * MOST_FORMER))]
+    for number, (source, target) in enumerate(pairwise(hosts), 1):
+        ledger.heard(source, Word("n1", number, Says.ASKS, target), Visits({target: frozenset({source})}))
+        say(ledger, target, Says.ADOPTED, number + 1)
+    assert ledger.records["n1"].owner == hosts[-1]
+    assert ledger.former["n1"] == tuple(hosts[-1 - MOST_FORMER : -1])
+
+
+# A domain is given up.
+
+
+def given_up() -> Ledger:
+    """n1 has moved from a to b, and b is lost."""
+    ledger = moving(ready=True, letting=Letting.GONE)
+    say(ledger, "b", Says.ADOPTED, 2)
+    ledger.give_up("n1")
+    return decoded(encoded(ledger))
+
+
+def test_a_domain_that_is_given_up_keeps_its_record_under_the_next_number_and_all_who_had_it_are_told() -> None:
+    ledger = given_up()
+    assert ledger.records["n1"] == Ownership("n1", 3, "", 7)
+    assert ledger.told("a") == ledger.told("b") == (ledger.records["n1"],) and ledger.told("c") == ()
+
+
+def test_a_host_takes_it_back_under_the_number_after_that_and_others_are_still_told() -> None:
+    ledger = given_up()
+    assert say(ledger, "a", Says.OWNS, 3).changed
+    assert ledger.records["n1"] == Ownership("n1", 4, "a", 8) and ledger.former["n1"] == ("b",)
+    assert not say(ledger, "b", Says.OWNS, 3).changed, "it has an owner again"
+
+
+def test_no_old_word_gets_a_domain_that_was_given_up() -> None:
+    for host in ("a", "b", "c"):
+        for says in Says:
+            for number in (0, 1, 2, 4):
+                assert not say(given_up(), host, says, number, "b").changed, (host, says, number)
+            assert say(given_up(), host, says, 3, "b").changed == (says is Says.OWNS)
+
+
+def test_a_domain_of_which_the_books_were_lost_is_given_up_under_a_number_that_is_newer_than_any() -> None:
+    ledger = Ledger(base=1_000_000)
+    ledger.give_up("n1")
+    assert ledger.records["n1"] == Ownership("n1", 1_000_001, "", 1_000_001)
+
+
+def test_the_books_of_an_older_hub_name_one_former_host() -> None:
+    old = {"version": 1, "records": [RECORD], "former": {"n1": "b"}}
+    ledger = decoded(msgspec.json.encode(old))
+    assert ledger.former == {"n1": ("b",)} and [record.owner for record in ledger.told("b")] == ["a"]
 
 
 def test_a_granted_move_is_granted_once() -> None:
@@ -221,7 +290,7 @@ TRANSFER = {"number": 2, "source": "a", "target": "b"}
     [
         [{**RECORD, "number": 0}],
         [{**RECORD, "number": "1"}],
-        [{**RECORD, "owner": ""}],
+        [{**RECORD, "owner": "", "transfer": TRANSFER}],
         [{**RECORD, "domain": "n" * 256}],
         [{**RECORD, "more": 1}],
         [RECORD, RECORD],

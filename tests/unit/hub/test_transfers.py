@@ -240,18 +240,73 @@ def test_an_admin_gives_a_domain_up_by_taking_its_vnode_from_a_host_that_does_no
     assert hub.farm.given_up(hub.at + LONG_S) == [], "a vnode that is away may come back"
 
 
-def test_a_domain_that_was_given_up_is_its_who_says_so_next(hub: SimHub) -> None:
+def given_up(hub: SimHub) -> None:
+    """n1 has moved to h2, which is lost, and an admin gives it up."""
     moved(hub)
-    old = hub.owned.records["n1"]
-    hub.owned.forget("n1")
-    hub.farm.owners_changed(["n1"])
     hub.pbs.vnodes["n1"] = vnode("n1")
     hub.says("h2", domain("p2"))
-    hub.says("h1", domain("n1"), domain("p1"))
     hub.read()
-    hub.told("h1", Says.OWNS, 0)
-    new = hub.owned.records["n1"]
-    assert new.owner == "h1" and new.revision > old.revision and shown(hub, "n1", HOST) == "h1"
+    for name in hub.farm.given_up(hub.at + LONG_S):
+        hub.owned.give_up(name)
+        hub.farm.owners_changed([name])
+
+
+def test_a_domain_that_was_given_up_is_taken_back_by_the_host_at_home_with_its_vnode(hub: SimHub) -> None:
+    given_up(hub)
+    assert (hub.owned.records["n1"].owner, hub.owned.records["n1"].number) == ("", 3)
+    assert hub.farm.given_up(hub.at + LONG_S) == [], "once"
+    assert hub.farm.free_for("h1") == {"n1"} and hub.farm.free_for("h2") == set()
+    assert hub.farm.may_ask_about("h1", "n1") and not hub.farm.may_ask_about("h3", "n1")
+    hub.says("h1", domain("n1", state=State.DOWN, accepts=[]), domain("p1"))
+    hub.read()
+    hub.told("h1", Says.OWNS, 3)
+    assert (hub.owned.records["n1"].owner, hub.owned.records["n1"].number) == ("h1", 4)
+    assert shown(hub, "n1", HOST) == "h1" and hub.farm.free_for("h1") == set()
+    assert hub.farm.given_up(hub.at + LONG_S) == [], "it is reported again"
+
+
+def test_a_host_that_may_not_report_the_vnode_cannot_take_back_a_domain_that_was_given_up(hub: SimHub) -> None:
+    given_up(hub)
+    hub.says("h2", domain("n1"), domain("p2"))
+    hub.read()
+    for host in ("h2", "h3"):
+        assert not hub.farm.may_found(host, "n1")
+
+
+@pytest.mark.parametrize("lost", ["h0", "h2"])
+def test_a_report_of_a_host_that_is_lost_does_not_keep_the_vnode_from_its_home(lost: str, pbs: FakePbs) -> None:
+    """Without lists each may report it."""
+    hub = SimHub(pbs)
+    hub.says("h1", domain("p1"))
+    hub.says(lost, domain("n1", [report()]), domain("p2"))
+    hub.told(lost, Says.OWNS, 0)
+    hub.at += LONG_S
+    hub.says("h1", domain("p1"))
+    assert hub.farm.leases(hub.at) == [lost]
+    hub.pbs.vnodes["n1"] = vnode("n1")
+    hub.read()
+    assert hub.farm.given_up(hub.at) == ["n1"]
+    hub.owned.give_up("n1")
+    hub.farm.owners_changed(["n1"])
+    hub.read()
+    hub.says("h1", domain("n1", state=State.DOWN, accepts=[]), domain("p1"))
+    hub.told("h1", Says.OWNS, 2)
+    assert hub.owned.records["n1"].owner == "h1" and shown(hub, "n1", HOST) == "h1"
+
+
+def test_the_next_hub_knows_that_a_domain_was_given_up(hub: SimHub, pbs: FakePbs) -> None:
+    given_up(hub)
+    new = SimHub(pbs, hub.farm.entries.kept, hub.at, owned=hub.owned.records.values())
+    new.farm.bind(LISTS)
+    assert new.farm.free_for("h1") == {"n1"} and new.farm.entries.kept.owners == {}
+
+
+def test_a_domain_of_which_the_owners_are_lost_can_be_given_up_too(hub: SimHub, pbs: FakePbs) -> None:
+    moved(hub)
+    hub.pbs.vnodes["n1"] = vnode("n1")
+    new = SimHub(pbs, hub.farm.entries.kept, hub.at)
+    new.farm.bind(LISTS)
+    assert new.farm.given_up(new.at + LONG_S) == ["n1"]
 
 
 def test_what_is_booked_stays_booked_however_long_no_host_has_the_facts(hub: SimHub, pbs: FakePbs) -> None:
