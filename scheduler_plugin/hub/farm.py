@@ -157,6 +157,8 @@ class Farm:
     def _set_live(self, host: str, live: bool) -> None:
         heard = self.hosts[host]
         self.hosts[host] = replace(heard, live=live)
+        if self.transfers.free:  # what was given up is no silent host's
+            self._own()
         self._dirty |= {JobKey(j.id, j.run) for d in heard.snapshot.domains for j in d.jobs}
         self._dirty |= set(self.entries)
 

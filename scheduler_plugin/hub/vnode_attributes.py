@@ -169,6 +169,8 @@ def _refusal(
         return f"host {host} reports vnode {name}, for which it is not enrolled; ignored"
     if name not in vnodes:
         return f"host {host} reports vnode {name}, which PBS does not have; create it, or correct the host's file"
+    if name not in owner:
+        return f"host {host} reports vnode {name}, which was given up while the host was silent; not taken back yet"
     if owner[name] != host:
         return f"host {host} reports vnode {name}, which belongs to host {owner[name]}; ignored"
     return ""

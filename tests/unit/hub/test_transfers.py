@@ -294,6 +294,27 @@ def test_a_report_of_a_host_that_is_lost_does_not_keep_the_vnode_from_its_home(l
     assert hub.owned.records["n1"].owner == "h1" and shown(hub, "n1", HOST) == "h1"
 
 
+def test_a_lost_host_that_is_heard_again_may_report_what_was_given_up_until_its_home_takes_it_back(
+    pbs: FakePbs,
+) -> None:
+    hub = SimHub(pbs)
+    hub.says("h2", domain("n1", [report()]), domain("p2"))
+    hub.told("h2", Says.OWNS, 0)
+    hub.at += LONG_S
+    assert hub.farm.leases(hub.at) == ["h2"]
+    hub.pbs.vnodes["n1"] = vnode("n1")
+    hub.read()
+    hub.owned.give_up("n1")
+    hub.farm.owners_changed(["n1"])
+    hub.read()
+    assert "n1" not in hub.farm._vnodes.owner
+    hub.publish("h2")
+    snapshot = hub.farm.hosts["h2"].snapshot
+    assert hub.farm.heartbeat("h2", snapshot.boot_id, snapshot.revision, hub.at)
+    hub.publish("h2")
+    assert hub.farm.may_found("h2", "n1"), "without lists it may: somebody has to report it"
+
+
 def test_the_next_hub_knows_that_a_domain_was_given_up(hub: SimHub, pbs: FakePbs) -> None:
     given_up(hub)
     new = SimHub(pbs, hub.farm.entries.kept, hub.at, owned=hub.owned.records.values())
