@@ -262,15 +262,18 @@ class Rig:
             **config,
         }
         self.config_path.write_text(json.dumps(config))
-        self.argv = [self.python, str(AGENT), "--config", str(self.config_path)]
         self.agent: subprocess.Popen[bytes] | None = None
         self.before = set(descendants(os.getpid()))
+        self.orphans: set[int] = set()
+        """Readers of killed agents. They may outlive them for a moment."""
 
     def start(self, connect: bool = True) -> Rig:
         if connect and self.host.listener is None:
             self.host.listen()
         with self.log.open("ab") as log:
-            self.agent = subprocess.Popen(self.argv, stderr=log, start_new_session=True)
+            self.agent = subprocess.Popen(
+                [self.python, str(AGENT), "--config", str(self.config_path)], stderr=log, start_new_session=True
+            )
         if connect:
             self.host.accept()
         return self
@@ -278,6 +281,7 @@ class Rig:
     def kill(self, number: int = signal.SIGKILL) -> int:
         """Kill the agent; return its exit code."""
         assert self.agent is not None
+        self.orphans.update(self.readers())
         self.agent.send_signal(number)
         return self.agent.wait(BOUND_S)
 
@@ -345,18 +349,20 @@ class Rig:
         return self.log.read_text(errors="replace")
 
     def children(self) -> dict[int, str]:
-        """pid -> state of all that was started here and whose end has not begun, except the agent and its readers of
-        environments. They may outlive a killed agent for a moment."""
+        """pid -> state of all that was started here, except the agent and its readers of environments."""
         found = descendants(os.getpid())
-        apart = self.before | ({self.agent.pid} if self.agent else set())
-        agents = b"".join(os.fsencode(word) + b"\0" for word in self.argv)
+        apart = self.before | self.orphans | ({self.agent.pid} if self.agent else set())
+        return {pid: letter for pid, letter in found.items() if pid not in apart and not self._is_reader(pid)}
 
-        def counts(pid: int, letter: str) -> bool:
-            # who ends has no command line any more, even before it is a zombie; nor has a main thread that has ended
-            line = command_line(pid)
-            return line != agents and (bool(line) or letter in "ZX")
-
-        return {pid: letter for pid, letter in found.items() if pid not in apart and counts(pid, letter)}
+    def _is_reader(self, pid: int) -> bool:
+        """Whether it is, or was, a reader of the agent. One that ends has no command line any more, even before it is
+        a zombie."""
+        fields = stat_of(pid)
+        if fields is None:
+            return True
+        agent = self.agent.pid if self.agent else 0
+        # in this order: one that ends in between has no command line then
+        return int(fields[1]) == agent and (is_same_program(pid, agent) or not command_line(pid))
 
     def readers(self) -> list[int]:
         """The agent's own children that are still the agent's program."""
