@@ -130,7 +130,7 @@ def _given_way(host: Host) -> Result:
             said.append(ev.Noted(domain.name, ev.Note.STAYS_AWAKE, None, why or "its memory is not needed any more"))
         elif not domain.gives_way and domain.name in names:
             sleep = Sleep(host.now, reason(host), SleepCause.GIVE_WAY)
-            changed.append(replace(domain, sleep=sleep))
+            changed.append(replace(domain, sleep=sleep, woken_at=None))
             said.append(ev.Noted(domain.name, ev.Note.GIVES_WAY, None, sleep.reason))
     return (host.having(*changed) if changed else host), tuple(said)
 

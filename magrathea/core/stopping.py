@@ -126,8 +126,9 @@ def _at_work(host: Host) -> tuple[str, ...]:
 
 
 def _first_back(host: Host) -> str | None:
-    back = (d.name for d in once(host, _preempted) if d.woken_at is not None and d.keeps_its_place)
-    return next(back, None)
+    """Not one that a sibling's priority jobs push aside: these may be back, too, and would wait for it."""
+    waiting = (d for d in once(host, _preempted) if d.woken_at is not None and d.keeps_its_place)
+    return next((d.name for d in waiting if not _pushed_aside(host, d)), None)
 
 
 # Which jobs are requeued.

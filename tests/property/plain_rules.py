@@ -289,7 +289,8 @@ def _back_too_early(h: Host, d: Domain) -> bool:
         return False
     if any(j.stopper is None for s in siblings(h, d) if not core_oracle.away(s) for j in s.jobs):
         return True
-    back = [w for w in workers(h) if w.woken_at is not None and core_oracle.with_a_place(w)]
+    waiting = [w for w in workers(h) if w.woken_at is not None and core_oracle.with_a_place(w)]
+    back = [w for w in waiting if not core_oracle.pushed_aside(h, w)]
     return bool(back) and min(back, key=lambda w: (_waits_since(w), w.name)).name != d.name
 
 

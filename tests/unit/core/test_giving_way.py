@@ -50,6 +50,7 @@ from .builders import (
     run,
     set_domain,
     state,
+    stop,
     stopped,
     told,
     wanted,
@@ -340,3 +341,11 @@ def test_a_domain_that_somebody_else_has_saved_meanwhile_sleeps_and_comes_back()
     gone = learned(high(a_host()).host, get(high(a_host()).host, "n1"), Seen(up=False, was_up=True))
     assert gone is not None and type(gone).__name__ == "DomainStopped", "without an image it is down"
     assert next_step(h, "n1", DOWN) is None
+
+
+def test_who_is_back_from_a_sleep_and_held_by_another_host_gives_way_like_others() -> None:
+    """It has no place to keep, and is asleep again afterwards, not back."""
+    h = stop(a_host("counted", GiveWay.DISK), "n1", "low", held_elsewhere=True)
+    h = high(set_domain(h, "n1", woken_at=h.now), cpus=4).host
+    n1 = get(h, "n1")
+    assert n1.sleep is not None and n1.sleep.cause is SleepCause.GIVE_WAY and n1.woken_at is None

@@ -242,6 +242,16 @@ def test_started_by_somebody_else_beside_a_sibling_at_work_it_waits_on_an_exclus
     assert wanted(release(h, "n1", "1")) == set()
 
 
+def test_priority_jobs_that_are_back_go_on_before_an_earlier_sleeper_that_they_push_aside() -> None:
+    """Both are started by somebody else. n1 is first in line, and waits for p1's job; p1 must not wait for n1."""
+    h = put_to_sleep(run(host("exclusive", n1="normal", p1="priority"), "n1", "1"), "n1")
+    h = put_to_sleep(run(later(h, 10), "p1", "2"), "p1")
+    for name in ("n1", "p1"):
+        h = woken(after(h, DomainBooting(h.now, name, h.now + 60)), name)
+    assert wanted(h) == {"1"}
+    assert wanted(release(go_on(h, "p1", "2"), "p1", "2")) == set()
+
+
 # It is given up
 
 
