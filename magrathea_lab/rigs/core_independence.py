@@ -43,6 +43,9 @@ def independent(h: Host, one: ev.Event, two: ev.Event) -> bool:
         return False
     if any(oracle.wants_back(d) for d in h.domains):  # whatever frees something may wake it
         return False
+    falls = [d.name for d in h.domains if oracle.falling(d)]
+    if any(isinstance(e, ev.DrainEnded) and e.domain in falls for e in (one, two)):  # it gives up the sleep
+        return False
     if h.limits.give_way is not GiveWay.SWAP:  # whatever frees or takes memory may put somebody to sleep, or end that
         return False
     if isinstance(one, OWN_DOMAIN_ONLY) and isinstance(two, OWN_DOMAIN_ONLY):
