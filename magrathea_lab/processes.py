@@ -7,9 +7,12 @@ import os
 import signal
 import subprocess
 import time
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 KILLED_S = 60.0
@@ -52,15 +55,39 @@ def start_ticks(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+UNREADABLE_S = 5.0
+"""Of a process that lets nobody read its environment for so long nothing is known: others keep its memory locked."""
+
+
 def with_environment(pair: str) -> list[int]:
-    """Processes that have `NAME=value` in their environment: those that we may read, without zombies."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):  # another user's process, or gone
-                if pair.encode() in (entry / "environ").read_bytes().split(b"\0") and start_ticks(int(entry.name)):
-                    found.append(int(entry.name))
+    """Processes that have `NAME=value` in their environment: those that we may read, without zombies.
+
+    A reader of a process whose memory does not answer hangs as long as that. Another one goes on behind it.
+    """
+    pids = deque(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    found: list[int] = []
+    while pids:
+        answers = SimpleQueue[bool]()
+        Thread(target=_read_each, args=(tuple(pids), pair.encode(), answers), daemon=True).start()
+        with suppress(Empty):
+            while pids:
+                found += [pids[0]] if answers.get(timeout=UNREADABLE_S) else []
+                pids.popleft()
+        if pids:
+            pids.popleft()
     return found
+
+
+def _read_each(pids: tuple[int, ...], pair: bytes, answers: SimpleQueue[bool]) -> None:
+    for pid in pids:
+        answers.put(has_in_environment(pid, pair))
+
+
+def has_in_environment(pid: int, pair: bytes) -> bool:
+    """False for another user's process, and for one that has gone."""
+    with suppress(OSError):
+        return pair in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") and start_ticks(pid) is not None
+    return False
 
 
 def namespaces_refused(*kinds: str, trial: str = "true") -> str | None:

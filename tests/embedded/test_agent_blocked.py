@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from magrathea_lab.rigs.agent_rig import Rig, descendants, owner, running, start_time, state
+from magrathea_lab import processes
+from magrathea_lab.rigs.agent_rig import MARK, Rig, descendants, owner, running, start_time, state
 from magrathea_lab.waiting import BOUND_S, until
 from tests.embedded.test_agent_memory import NAME, ROOM_MIB, hold, kib, slices
 from tests.swap import swap
@@ -135,6 +136,17 @@ def test_a_users_process_whose_memory_does_not_answer_holds_up_no_stop(rig: Rig)
     assert (state(mine), state(his)) == ("T", "T")
     assert rig.host.orders(j12="run", j13="run", deadline_s=BOUND_S)["ok"]
     assert (state(mine), state(his)) != ("T", "T")
+
+
+def test_a_process_that_hangs_keeps_no_run_from_finding_what_another_one_has_left(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "UNREADABLE_S", 0.5)
+    (hung,) = hang(rig, prepare(rig))
+    other = rig.run_job("sleep 600").pid
+    marked = f"{MARK}={rig.directory.name}"
+    until(lambda: other in processes.with_environment(marked), "the process that can be read")
+    assert hung not in processes.with_environment(marked)
 
 
 def test_it_is_told_once_and_the_agent_leaves_no_reader_behind(rig: Rig) -> None:
