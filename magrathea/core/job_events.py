@@ -152,7 +152,10 @@ def jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:
     if left_out:
         text = f"{left_out} jobs of its list: it has {len(jobs)}, and a domain of {host.name} has at most {most}"
         said.append(ev.Noted(domain.name, ev.Note.LEFT_OUT, None, text))
-    return host.having(replace(here, jobs=tuple(jobs[key] for key in sorted(jobs)))), tuple(said)
+    here = replace(here, jobs=tuple(jobs[key] for key in sorted(jobs)))
+    if here.jobs and here.linger_until is not None:  # what it waited for is there, as after a claim
+        here = replace(here, linger_until=None, linger_size=NOTHING)
+    return host.having(here), tuple(said)
 
 
 def _adopted(host: Host, key: JobKey, report: ev.ReportedJob) -> Job:

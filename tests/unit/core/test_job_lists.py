@@ -221,3 +221,9 @@ def test_claims_make_no_more_jobs_than_cpus(mode: str) -> None:
     for number in range(20):
         h = after(h, Claimed(h.now, "n1", key(f"{number}"), PROTECTED, 1))
     assert len(get(h, "n1").jobs) == 8
+
+
+def test_a_domain_whose_list_has_a_new_job_lingers_no_longer() -> None:
+    h = listed(host("counted", n1="normal", p1="priority lingering=6"), "p1", "1")
+    assert job_ids(h, "p1") == {"1"} and get(h, "p1").linger_until is None
+    assert get(listed(host("counted", p1="priority lingering=6"), "p1"), "p1").linger_until is not None
