@@ -165,7 +165,9 @@ class World:
         total, used = h.without_services, [d.use for d in self._as_they_go_on(h)]
         floors = sum(d.floor_mib for d in h.workers)
         wants = desired(h)
-        if sum(u.mib for u in used) + floors <= total.mib:
+        # Who is started by somebody else takes its memory at once, also what a sibling is still to give by a sleep
+        early = any(oracle.yields(d) for d in h.workers) and any(d.woken_at is not None for d in h.workers)
+        if sum(u.mib for u in used) + floors <= total.mib and not early:
             given = sum(w.memory_mib or 0 for w in wants.values())
             away = sum(d.floor_mib for d in h.workers if d.name not in wants)
             self._must(given + away <= total.mib, f"{given} + {away} MiB are handed out of {total.mib}")
