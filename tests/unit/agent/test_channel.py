@@ -127,6 +127,7 @@ def test_a_host_that_goes_and_comes_back_is_greeted_on_the_same_descriptor(desk:
     assert desk.port.opened == 1
 
 
+@pytest.mark.long
 def test_a_lost_hello_is_sent_again(desk: Desk) -> None:
     desk.channel.connect()
     desk.turn_until(lambda: len(desk.hellos()) == 2)
@@ -176,6 +177,7 @@ def test_a_try_to_connect_that_meets_a_defect_is_followed_by_another(
     desk.turn_until(lambda: desk.channel.up)
 
 
+@pytest.mark.long
 def test_the_end_ticks_on_after_a_defect(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     desk.channel.connect()
     desk.turn_until(desk.hellos)

@@ -72,6 +72,7 @@ def slice_of(deaf: Deaf, job: Job, deadline_s: float) -> dict[str, Any]:
     return answers[0]
 
 
+@pytest.mark.long
 def test_a_slice_that_cannot_be_ended_is_given_up_and_the_next_one_leaves_its_process_out(deaf: Deaf) -> None:
     job = job_of(HANGING, GOOD)
     assert slice_of(deaf, job, 2.0)["code"] == "timeout"

@@ -154,6 +154,7 @@ def test_an_agent_that_is_not_there_refuses_with_a_later_execution_time(configur
     assert refused.changes["Execution_Time"] > time.time() + 1
 
 
+@pytest.mark.long
 def test_an_agent_that_never_answers_is_given_up_within_two_seconds_and_the_claim_taken_back(agent: FakeAgent) -> None:
     agent.answers["claim"] = None
     refused = run("execjob_begin", a_job())

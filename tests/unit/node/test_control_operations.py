@@ -240,6 +240,7 @@ def test_one_row_of_an_older_version_that_is_too_long_for_an_answer_is_shortened
     play(tmp_path, facts(), test)
 
 
+@pytest.mark.long
 def test_the_newest_entries_that_fit_are_the_answer(tmp_path: Path) -> None:
     async def test(owner: Owner, ask: Ask) -> None:
         for n in range(400):

@@ -72,6 +72,7 @@ def steps_of_a_move() -> list[str]:
     return play(moved)[1]
 
 
+@pytest.mark.long
 def test_whoever_dies_after_any_step_the_domain_runs_once_and_all_agree() -> None:
     steps = steps_of_a_move()
     assert {step.split(":")[0] for step in steps} == {"a", "b", "hub"}

@@ -46,6 +46,7 @@ def test_a_hub_that_never_answers_is_told_with_its_place_and_time(
     asyncio.run(test())
 
 
+@pytest.mark.long
 def test_the_sentence_goes_when_the_hub_answers_and_comes_when_it_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -348,6 +348,7 @@ def test_if_there_is_only_a_weight_it_is_used_and_reported(connection: Any, monk
     run(work)
 
 
+@pytest.mark.long
 def test_a_hanging_domain_delays_neither_reading_nor_the_others_nor_the_loop(
     connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,6 +395,7 @@ def test_the_way_to_cap_cpu_is_read_again_while_it_may_change(
     run(work)
 
 
+@pytest.mark.long
 def test_a_domain_that_cannot_be_read_costs_only_its_own_facts_and_is_read_again(
     connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -418,6 +418,7 @@ def test_scripts_run_at_every_occasion_and_never_delay_anything() -> None:
     play(test)
 
 
+@pytest.mark.long
 def test_a_script_that_hangs_costs_its_time_limit_only() -> None:
     async def test(s: Scene) -> None:
         (s.folder / "scripts").mkdir()

@@ -103,6 +103,7 @@ def test_a_change_counts_for_more_in_a_domain_of_very_many_jobs(tmp_path: Path) 
     assert BURST / 4 <= commits["commit Released"] <= (BURST + SECONDS * PER_S) / 3
 
 
+@pytest.mark.long
 def test_refused_claims_and_agents_that_greet_anew_count_too(tmp_path: Path) -> None:
     async def test(owner: Owner, claims: Claims) -> None:
         owner.refused = lambda *said: refusals.append(said)  # type: ignore[method-assign]
