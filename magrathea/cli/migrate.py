@@ -14,13 +14,11 @@ import msgspec
 
 from magrathea import client
 from magrathea.cli import sources, view
-from magrathea.decoding import UNDECODABLE
+from magrathea.cli.following import answers
 from magrathea.move_reports import LOOK_S, MoveEnd, MovePlan, MovesAnswer, decoded
 
 NOT_MOVED = 4
 """Exit code: the domain has stayed where it was."""
-DAEMON_AWAY_S = 30.0
-"""How long the daemon may be silent meanwhile: systemd restarts it within seconds."""
 
 Ask = Callable[..., MovesAnswer]
 
@@ -98,7 +96,8 @@ def follow(
 ) -> MoveEnd:
     """Say what changes until the domain's move has ended. Returns its end. Raises what `look` raises, if the daemon
     stays away."""
-    began, answered_at, said = answer.now, time.monotonic(), ""
+    began, said = answer.now, ""
+    later = answers(look, lambda: pause(LOOK_S))
     while True:
         report, end = answer.move(domain), answer.end(domain, began)
         if end is not None:
@@ -113,13 +112,7 @@ def follow(
         if report.text != said:
             said = report.text
             say(f"{domain}: {said}")
-        pause(LOOK_S)
-        try:
-            answer = look()
-            answered_at = time.monotonic()
-        except (client.Unreachable, *UNDECODABLE):
-            if time.monotonic() - answered_at > DAEMON_AWAY_S:
-                raise
+        answer = next(later)
 
 
 def _show_plan(plan: MovePlan | None, form: str) -> None:

@@ -13,17 +13,15 @@ import msgspec
 
 from magrathea import client
 from magrathea.cli import sources, view
+from magrathea.cli.following import answers
 from magrathea.cli.host_actions import request
 from magrathea.core.evacuation import Fate
-from magrathea.decoding import UNDECODABLE
 from magrathea.evacuation_reports import EvacuationReport, LeaverReport, decoded
 
 STILL_HERE = 4
 """Exit code: a domain was left as it is, and still runs here."""
 LOOK_S = 1.0
 """How often the command asks for the progress."""
-DAEMON_AWAY_S = 30.0
-"""How long the daemon may be silent meanwhile: systemd restarts it within seconds."""
 
 
 @click.command(short_help="move all domains away, or put them to sleep, or drain them")
@@ -96,7 +94,7 @@ def follow(
     raises, if the daemon stays away."""
     said: dict[str, str] = {}
     reasons = {one.name: one.why for one in report.leavers}  # the plan has named them
-    answered_at = time.monotonic()
+    later = answers(look, lambda: pause(LOOK_S))
     while True:
         for one in report.leavers:
             text = one.text if one.why == reasons.get(one.name, "") else f"{one.text}{_instead(one)}"
@@ -105,17 +103,11 @@ def follow(
                 say(f"{one.name}: {text}")
         if not report.going_on:
             return report
-        pause(LOOK_S)
-        try:
-            found = look()
-        except (client.Unreachable, *UNDECODABLE):
-            if time.monotonic() - answered_at > DAEMON_AWAY_S:
-                raise
-            continue
+        found = next(later)
         if found is None:
             say("the host has been taken back meanwhile")
             return report
-        report, answered_at = found, time.monotonic()
+        report = found
 
 
 def _nothing(text: str) -> None:

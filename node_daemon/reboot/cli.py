@@ -17,16 +17,14 @@ import msgspec
 
 from magrathea import client, supervision
 from magrathea.cli import sources, view
+from magrathea.cli.following import AWAY, answers
 from magrathea.cli.host_actions import request
-from magrathea.decoding import UNDECODABLE
 from magrathea.host_sleep import LONGEST_S, HostSleepReport, SleeperReport, SleepStage, decoded
 
 NOT_ALL = 4
 """Exit code: some domains could not be put to sleep."""
 LOOK_S = 1.0
 """How often the command asks for the progress."""
-DAEMON_AWAY_S = 30.0
-"""How long the daemon may be silent meanwhile: systemd restarts it within seconds."""
 EXTENSION_S = 60.0
 """systemd waits at least this much longer after each look (EXTEND_TIMEOUT_USEC, sd_notify(3))."""
 SYSTEMCTL_S = 10.0
@@ -110,8 +108,14 @@ def follow(
     pause: Callable[[float], None] = time.sleep,
 ) -> HostSleepReport:
     """Say what changes until the sleep is over. Returns the last report; ends the command if the daemon is gone."""
+
+    def rest() -> None:
+        supervision.notify(f"EXTEND_TIMEOUT_USEC={round(EXTENSION_S * 1e6)}")
+        pause(LOOK_S)
+
     said: dict[str, SleepStage] = {}
-    answered_at = time.monotonic()
+    away = (client.RequestRefused, *AWAY)
+    later = answers(look, rest, away)
     while True:
         for one in report.sleepers:
             if said.get(one.name) is not one.stage:
@@ -119,15 +123,11 @@ def follow(
                 say(_sentence(one))
         if not report.going_on:
             return report
-        supervision.notify(f"EXTEND_TIMEOUT_USEC={round(EXTENSION_S * 1e6)}")
-        pause(LOOK_S)
         try:
-            report = look()
-            answered_at = time.monotonic()
-        except (client.RequestRefused, client.Unreachable, *UNDECODABLE) as error:
-            if time.monotonic() - answered_at > DAEMON_AWAY_S:
-                view.say(f"magrathea host sleep: {error}", err=True)
-                raise click.exceptions.Exit(sources.NOT_REACHABLE) from error
+            report = next(later)
+        except away as error:
+            view.say(f"magrathea host sleep: {error}", err=True)
+            raise click.exceptions.Exit(sources.NOT_REACHABLE) from error
 
 
 def _nothing(text: str) -> None:
