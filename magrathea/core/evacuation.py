@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
 from . import placement
-from .model import Domain, JobClass, Kind
+from .model import Domain, Kind
+from .occupation import occupation
 from .placement import HostRoom, Traveller
 
 
@@ -37,7 +38,8 @@ WAYS: dict[Fate, tuple[Fate, ...]] = {
 
 
 class LeavingTurn(IntEnum):
-    """When a domain leaves: first those with jobs that wait least gladly, services last, because others need them."""
+    """When a domain leaves, by its occupation: first those with jobs that wait least gladly, services last, because
+    others need them."""
 
     PRIORITY = 0
     PROTECTED = 1
@@ -77,16 +79,7 @@ class DecidedFate:
 
 
 def turn_of(domain: Domain) -> LeavingTurn:
-    if domain.kind is Kind.SERVICE:
-        return LeavingTurn.SERVICE
-    if not domain.jobs:
-        return LeavingTurn.IDLE
-    if not domain.running:
-        return LeavingTurn.PREEMPTED
-    if domain.kind is Kind.PRIORITY:
-        return LeavingTurn.PRIORITY
-    preemptible = all(job.cls is JobClass.PREEMPTIBLE for job in domain.running)
-    return LeavingTurn.PREEMPTIBLE if preemptible else LeavingTurn.PROTECTED
+    return LeavingTurn[occupation(domain).name]
 
 
 def plan(residents: Iterable[Resident], source: str, rooms: Sequence[HostRoom], wish: Fate) -> tuple[DecidedFate, ...]:

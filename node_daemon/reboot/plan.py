@@ -16,17 +16,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from magrathea.core.model import Domain, Host, JobClass, Kind, Lifecycle
+from magrathea.core.model import Domain, Host, Kind, Lifecycle
+from magrathea.core.occupation import occupation
 
 from ..measured import Measured, expected_s
 
 
 class Turn(IntEnum):
-    """When a domain is saved."""
+    """When a domain is saved, by its occupation."""
 
     PREEMPTED = 0
     PREEMPTIBLE = 1
-    RUNNING = 2
+    PROTECTED = 2
     PRIORITY = 3
     IDLE = 4
     SERVICE = 5
@@ -56,16 +57,7 @@ class SleepPlan:
 
 
 def turn_of(domain: Domain) -> Turn:
-    if domain.kind is Kind.SERVICE:
-        return Turn.SERVICE
-    if not domain.jobs:
-        return Turn.IDLE
-    if not domain.running:
-        return Turn.PREEMPTED
-    if domain.kind is Kind.PRIORITY:
-        return Turn.PRIORITY
-    preemptible = all(job.cls is JobClass.PREEMPTIBLE for job in domain.running)
-    return Turn.PREEMPTIBLE if preemptible else Turn.RUNNING
+    return Turn[occupation(domain).name]
 
 
 def computed_cpu_s(domain: Domain, now: float) -> float:
