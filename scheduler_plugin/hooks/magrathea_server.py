@@ -1,6 +1,6 @@
 """Magrathea's hook for the server. Event runjob: refuses jobs that may not start although the published states allow
-it. Events queuejob, modifyjob, movejob, resvsub: refuses a select that names a class, or that can be read in two ways;
-queuejob also variables that would ask in vain.
+it. Events queuejob, modifyjob, movejob, resvsub: refuses a select that names a class, or that can be read in two ways.
+queuejob also refuses a job with a wrong variable of ours, or whose variables PBS would drop.
 
 *runjob.* The scheduler decides by what the hub has published; between two publications jobs start and end. So this hook
 checks the jobs that the server itself has now on the chosen vnodes and on their siblings (the other domains of the same
