@@ -298,7 +298,7 @@ def _in_way(h: Host, d: Domain, j: Job) -> bool:
     if h.mode is Mode.COUNTED:
         return ours(j) and d.name not in next_to_resume(h)
     kept = any(lingering(h, s) or is_restored(s) for s in siblings(h, d))
-    return pushed_aside(h, d) or (ours(j) and (kept or _back_too_early(h, d)))
+    return pushed_aside(h, d) or (ours(j) and (kept or back_too_early(h, d)))
 
 
 def pushed_aside(h: Host, d: Domain) -> bool:
@@ -307,17 +307,17 @@ def pushed_aside(h: Host, d: Domain) -> bool:
     return d.kind is Kind.NORMAL and priority_jobs
 
 
-def _back_too_early(h: Host, d: Domain) -> bool:
+def back_too_early(h: Host, d: Domain) -> bool:
     """It is back from its sleep on an exclusive host, where a sibling is at work, or is back and before it in line."""
     if d.woken_at is None:
         return False
     at_work = any(j.stopper is None for s in siblings(h, d) if not away(s) for j in s.jobs)
     back = [w for w in workers(h) if w.woken_at is not None and with_a_place(w) and not pushed_aside(h, w)]
-    first = min(back, key=lambda w: (_waits_since(w), w.name), default=d)
+    first = min(back, key=lambda w: (waits_since(w), w.name), default=d)
     return at_work or first.name != d.name
 
 
-def _waits_since(d: Domain) -> float:
+def waits_since(d: Domain) -> float:
     return min((j.stopped_since or 0.0 for j in d.jobs if ours(j)), default=d.sleep.since if d.sleep else 0.0)
 
 
@@ -337,7 +337,7 @@ def next_to_resume(h: Host) -> list[str]:
     for w in workers(h):
         mine = [j for j in w.jobs if ours(j)]
         if wants_back(w) or (w.sleep is None and any(not j.held_elsewhere for j in mine)):
-            waiting.append((not with_a_place(w), _waits_since(w), w.name, w))
+            waiting.append((not with_a_place(w), waits_since(w), w.name, w))
     names: list[str] = []
     for _, _, name, w in sorted(waiting, key=lambda row: row[:3]):
         others = [s for s in workers(h) if s.name != name]

@@ -273,25 +273,12 @@ def _must_not_run(h: Host, d: Domain, j: Job) -> bool:
     if h.paused:
         return ours(j)
     if h.mode is Mode.EXCLUSIVE:
-        placed = ((*running(s), *core_oracle.with_a_place(s)) for s in siblings(h, d))
-        with_priority = any(x.cls is JobClass.PRIORITY for jobs in placed for x in jobs)
-        if d.kind is Kind.NORMAL and with_priority:
+        if core_oracle.pushed_aside(h, d):
             return True
-        waits = any(lingers(h, s) or restoring(s) for s in siblings(h, d)) or _back_too_early(h, d)
+        waits = any(lingers(h, s) or restoring(s) for s in siblings(h, d)) or core_oracle.back_too_early(h, d)
     else:
         waits = d.name not in resuming(h)
     return j.held_elsewhere or (waits and ours(j))
-
-
-def _back_too_early(h: Host, d: Domain) -> bool:
-    """Back from its sleep on an exclusive host, while a sibling is at work or is back, too, and before it in line."""
-    if d.woken_at is None:
-        return False
-    if any(j.stopper is None for s in siblings(h, d) if not core_oracle.away(s) for j in s.jobs):
-        return True
-    waiting = [w for w in workers(h) if w.woken_at is not None and core_oracle.with_a_place(w)]
-    back = [w for w in waiting if not core_oracle.pushed_aside(h, w)]
-    return bool(back) and min(back, key=lambda w: (_waits_since(w), w.name)).name != d.name
 
 
 def wanted_here(h: Host) -> Keys:
@@ -311,11 +298,7 @@ def wanted_here(h: Host) -> Keys:
 def in_line(h: Host) -> list[Domain]:
     awake = [d for d in workers(h) if d.sleep is None and any(not j.held_elsewhere for j in stopped(d))]
     waiting = [*awake, *(d for d in workers(h) if core_oracle.wants_back(d))]
-    return sorted(waiting, key=lambda d: (not core_oracle.with_a_place(d), _waits_since(d), d.name))
-
-
-def _waits_since(d: Domain) -> float:
-    return min((j.stopped_since or 0.0 for j in stopped(d)), default=d.sleep.since if d.sleep else 0.0)
+    return sorted(waiting, key=lambda d: (not core_oracle.with_a_place(d), core_oracle.waits_since(d), d.name))
 
 
 def resuming(h: Host) -> list[str]:

@@ -146,6 +146,29 @@ def test_the_world_shows_a_rule_that_is_broken(
         explored(begun(paused=True), 2_000)
 
 
+def a_history(
+    world: mw.World,
+    choices: list[int],
+    steps_of: Callable[[int, mw.World], list[checks.Step]],
+    check: Callable[[mw.World], object],
+) -> None:
+    """One step after the other: a choice says of which of 16 kinds it is, and which one of those that are possible."""
+    told: list[str] = []
+    for choice in choices:
+        kind, index = choice % 16, choice // 16
+        steps = steps_of(kind, world)
+        if not steps:
+            continue
+        label, step = steps[index % len(steps)]
+        told.append(label)
+        world = step()
+        try:
+            checks.check(world)
+            check(world)
+        except AssertionError as error:
+            raise AssertionError("\n".join((str(error), *told))) from error
+
+
 @settings(
     max_examples=2 * settings().max_examples,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example, HealthCheck.data_too_large],
@@ -158,21 +181,12 @@ def test_the_world_shows_a_rule_that_is_broken(
 def test_long_histories_with_many_faults_and_wishes(hosts: int, paused: bool, choices: list[int]) -> None:
     world = mw.requested(mw.new_world(hosts, paused=paused), "a", "b")
     known: dict[mw.World, str] = {}
-    told: list[str] = []
-    for choice in choices:
-        kind, index = choice % 16, choice // 16
+
+    def steps(kind: int, world: mw.World) -> list[checks.Step]:
         source = {0: checks.faults, 1: checks.wishes, 2: checks.losses}.get(kind, checks.ordinary)
-        steps = list(source(world))
-        if not steps:
-            continue
-        label, step = steps[index % len(steps)]
-        told.append(label)
-        world = step()
-        try:
-            checks.check(world)
-            checks.outcome(world, known)
-        except AssertionError as error:
-            raise AssertionError("\n".join((str(error), *told))) from error
+        return list(source(world))
+
+    a_history(world, choices, steps, lambda world: checks.outcome(world, known))
 
 
 @settings(
@@ -183,18 +197,11 @@ def test_long_histories_with_many_faults_and_wishes(hosts: int, paused: bool, ch
 def test_room_is_never_given_twice(paused: bool, choices: list[int]) -> None:
     """Jobs start and end at both hosts while the domain moves, with many faults and wishes."""
     world = mw.requested(mw.new_world(paused=paused, siblings=True), "a", "b")
-    told: list[str] = []
-    for choice in choices:
-        kind, index = choice % 16, choice // 16
+
+    def steps(kind: int, world: mw.World) -> list[checks.Step]:
+        if kind >= 10:
+            return [("all works for a while", partial(checks.one_round, world))]
         source = {0: checks.faults, 1: checks.wishes}.get(kind, checks.jobs_beside if kind < 7 else checks.ordinary)
-        steps = list(source(world)) if kind < 10 else [("all works for a while", partial(checks.one_round, world))]
-        if not steps:
-            continue
-        label, step = steps[index % len(steps)]
-        told.append(label)
-        world = step()
-        try:
-            checks.check(world)
-            checks.nothing_given_twice(world)
-        except AssertionError as error:
-            raise AssertionError("\n".join((str(error), *told))) from error
+        return list(source(world))
+
+    a_history(world, choices, steps, checks.nothing_given_twice)
