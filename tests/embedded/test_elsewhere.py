@@ -19,20 +19,17 @@ from magrathea.messages import HistoryAsked
 from magrathea.reports import ElsewhereView, FarmView
 from magrathea_lab.pbs_standin.client import StandInClient
 from magrathea_lab.waiting import BOUND_S, eventually
-from node_daemon.configuration import read
 from node_daemon.daemon import Daemon
-from node_daemon.hypervisor.moving import Presence
 from scheduler_plugin.hub import farm, trips
 from scheduler_plugin.hub import hub as shell
 from scheduler_plugin.hub.configuration import ElsewhereTable
 from scheduler_plugin.hub.vnode_attributes import HOST
 from scheduler_plugin.hub.wishes import Wishes
+from tests.embedded.moving_hosts import MovingHosts, ShownHypervisors
 from tests.embedded.real_hub import RealHub, real_hub
 from tests.embedded.standin_bench import StandInBench
 from tests.fakes import mover
-from tests.fakes.guest import FakeGuest
-from tests.fakes.hypervisor import FakeDriver, FakeHypervisor
-from tests.fakes.mover import Copy, FakeMover, Hypervisors
+from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.reports import job
 from tests.unit.core.builders import run
 
@@ -40,26 +37,6 @@ ON = ElsewhereTable(after_s=0.2, rest_s=3600)
 STEPS = 150
 """Of the job: eight seconds and more."""
 HIGH = JobKey("9.high", 1)
-CONFIGURATION = """
-[host]
-name = "{host}"
-mode = "exclusive"
-cpus = 2
-memory_mib = 8192
-driver = "libvirt"
-[hub]
-endpoints = ["{endpoint}"]
-[paths]
-run_dir = "{folder}/run"
-state_dir = "{folder}/state"
-scripts = ""
-[visitors]
-hosts = ["{other}"]
-address = "qemu+tls://{host}/system"
-[moves]
-hosts = ["{other}"]
-copy_disks = true
-"""
 DOMAIN = """
 [domain.{name}]
 kind = "{kind}"
@@ -67,63 +44,36 @@ cpus = 2
 """
 
 
-class World(Hypervisors):
+class World(ShownHypervisors):
     """A guest starts at a host, with its agent, when its copy runs there, and ends there when it does not."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.shown: dict[str, FakeHypervisor] = {}
-
-    def put(self, host: str, domain: str, copy: Copy) -> None:
-        super().put(host, domain, copy)
-        shown, runs = self.shown[host], copy.presence in mover.RUNNING
+    def show(self, shown: FakeHypervisor, domain: str, runs: bool) -> None:
         if runs and not shown[domain].up:
             shown.start(domain)
         elif not runs and shown[domain].up:
             shown.end(domain)
 
 
-class Site:
+class Site(MovingHosts):
     """h1 with the normal domain `low` and the priority domain p1, h2 with the normal domain `other`; and the hub."""
 
     def __init__(self, folder: Path, hub: RealHub, low: str, other: str, job: str) -> None:
-        self.folder, self.hub, self.low, self.other = folder, hub, low, other
-        self.key = JobKey(job, 1)
-        self.world = World()
-        self.daemons: dict[str, Daemon] = {}
+        super().__init__(folder, hub, World())
+        self.low, self.other, self.key = low, other, JobKey(job, 1)
 
     async def start(self) -> None:
         self.hub.start()
         tables = {"h1": {self.low: "normal", "p1": "priority"}, "h2": {self.other: "normal"}}
         for host, own in tables.items():
-            folder = self.folder / host
-            (folder / "run").mkdir(parents=True)
-            path = folder / "noded.toml"
             [other] = tables.keys() - {host}
-            text = CONFIGURATION.format(host=host, other=other, folder=folder, endpoint=self.hub.endpoint)
-            text += "".join(DOMAIN.format(name=name, kind=kind) for name, kind in own.items())
-            path.write_text(text, encoding="utf-8")
-            guests = [FakeGuest(name, up=name in own) for name in {*own, self.low}]
-            self.world.shown[host] = FakeHypervisor(*guests, run_dir=folder / "run")
-            for name in own:
-                self.world.copies[host, name] = Copy(Presence.RUNNING, True, self.world.ran)
-            self.daemons[host] = self.daemon(host, path)
-            await self.daemons[host].start()
+            text = "".join(DOMAIN.format(name=name, kind=kind) for name, kind in own.items())
+            await self.start_host(host, other, text, own, self.low, mode="exclusive", cpus=2)
         self.world.files["h1"] = {mover.DISK}
         await eventually(lambda: self.h1.place.moves.record(self.low) is not None, "h1 is told what it owns")
         await eventually(lambda: all(d.agent_lost_at is None for d in self.h1.host.domains), "agents connect")
 
-    def daemon(self, host: str, path: Path) -> Daemon:
-        return Daemon(
-            read(path),
-            path,
-            lambda _: FakeDriver(self.world.shown[host]),
-            make_mover=lambda _: FakeMover(self.world, host),
-        )
-
     async def close(self) -> None:
-        for daemon in self.daemons.values():
-            await daemon.close()
+        await super().close()
         for shown in self.world.shown.values():
             await shown.close()
 

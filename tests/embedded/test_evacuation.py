@@ -15,41 +15,15 @@ import pytest
 from magrathea.core.model import State
 from magrathea.core.states import state_of
 from magrathea_lab.waiting import BOUND_S, eventually
-from node_daemon.configuration import read
-from node_daemon.daemon import Daemon
 from node_daemon.hypervisor.moving import Presence
 from scheduler_plugin.hub.vnode_attributes import ACCEPTS
 from tests.documents import ROOT, Block, blocks, says
-from tests.embedded.real_hub import RealHub, real_hub
-from tests.embedded.test_move_daemons import World
+from tests.embedded.moving_hosts import MovingHosts, ShownHypervisors
+from tests.embedded.real_hub import real_hub
 from tests.fakes import mover
-from tests.fakes.guest import FakeGuest
-from tests.fakes.hypervisor import FakeDriver, FakeHypervisor
-from tests.fakes.mover import Copy, FakeMover
 
 PAGE = ROOT / "docs" / "maintenance.md"
 BEGIN, END = "## Emptying a host", "\n## "
-CONFIGURATION = """
-[host]
-name = "{host}"
-mode = "counted"
-cpus = 8
-memory_mib = {memory_mib}
-reserve_mib = 0
-driver = "libvirt"
-[hub]
-endpoints = ["{endpoint}"]
-[paths]
-run_dir = "{folder}/run"
-state_dir = "{folder}/state"
-scripts = ""
-[visitors]
-hosts = ["{other}"]
-address = "qemu+tls://{host}/system"
-[moves]
-hosts = ["{other}"]
-copy_disks = true
-"""
 DOMAIN = '[domain.{name}]\nkind = "{kind}"\ncpus = {cpus}\nmemory_mib = {mib}\nfloor_mib = {floor_mib}\n'
 HOSTS = {
     "host1": (16384, (("n1", "normal", 2, 4096, 512), ("n2", "normal", 4, 8192, 6000), ("s1", "service", 1, 1024, 0))),
@@ -57,32 +31,20 @@ HOSTS = {
 }
 
 
-class Farm:
+class Farm(MovingHosts):
     """host1 with n1 and n2, which take jobs, and the service s1; host2 with m2; and the hub."""
-
-    def __init__(self, folder: Path, hub: RealHub) -> None:
-        self.folder, self.hub = folder, hub
-        self.world = World()
-        self.daemons: dict[str, Daemon] = {}
 
     async def start(self) -> None:
         self.hub.start()
         for host, (memory_mib, domains) in HOSTS.items():
-            folder = self.folder / host
-            (folder / "run").mkdir(parents=True)
-            other = next(name for name in HOSTS if name != host)
-            text = CONFIGURATION.format(
-                host=host, other=other, folder=folder, endpoint=self.hub.endpoint, memory_mib=memory_mib
-            )
+            [other] = HOSTS.keys() - {host}
+            text = ""
             for name, kind, cpus, mib, floor_mib in domains:
                 text += DOMAIN.format(name=name, kind=kind, cpus=cpus, mib=mib, floor_mib=floor_mib)
-            (folder / "noded.toml").write_text(text, encoding="utf-8")
             own = [name for name, *_ in domains]
-            guests = [FakeGuest(name, up=name in own) for name in {*own, "n1"}]
-            self.world.shown[host] = FakeHypervisor(*guests, run_dir=folder / "run", capacity_mib=memory_mib)
-            for name in own:
-                self.world.copies[host, name] = Copy(Presence.RUNNING, True, self.world.ran)
-            await self.start_daemon(host)
+            await self.start_host(
+                host, other, text, own, "n1", memory_mib=memory_mib, capacity_mib=memory_mib, reserve_mib=0
+            )
         self.world.files["host1"] = {mover.DISK}
         await eventually(lambda: self.daemons["host1"].place.moves.record("n1"), "host1 is told that n1 is its own")
         await self.told_of_room("host1", "host2", "")
@@ -93,16 +55,6 @@ class Farm:
         async with asyncio.timeout(BOUND_S):
             while not (rooms := await self.daemons[host].hub.rooms([other])) or rooms[0].closed != closed:
                 await asyncio.sleep(0.1)
-
-    async def start_daemon(self, host: str) -> None:
-        path = self.folder / host / "noded.toml"
-        self.daemons[host] = Daemon(
-            read(path),
-            path,
-            lambda _: FakeDriver(self.world.shown[host]),
-            make_mover=lambda _: FakeMover(self.world, host),
-        )
-        await self.daemons[host].start()
 
     async def restart(self, host: str) -> None:
         await self.daemons[host].close()
@@ -134,13 +86,9 @@ def play(folder: Path, test: Callable[[Farm], Awaitable[None]], monkeypatch: pyt
 
     async def whole() -> None:
         async with AsyncExitStack() as stack:
-            farm = Farm(folder, await stack.enter_async_context(real_hub(folder, "n1", "n2", "m2")))
-
-            async def close() -> None:
-                for daemon in farm.daemons.values():
-                    await daemon.close()
-
-            stack.push_async_callback(close)
+            hub = await stack.enter_async_context(real_hub(folder, "n1", "n2", "m2"))
+            farm = Farm(folder, hub, ShownHypervisors())
+            stack.push_async_callback(farm.close)
             await farm.start()
             await test(farm)
 

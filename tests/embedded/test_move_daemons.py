@@ -12,86 +12,22 @@ import pytest
 
 from magrathea.control import ControlRequest
 from magrathea_lab.waiting import eventually
-from node_daemon.configuration import read
-from node_daemon.daemon import Daemon
-from node_daemon.hypervisor.moving import Presence
 from scheduler_plugin.hub.vnode_attributes import ACCEPTS, HOST, SIBLINGS
-from tests.embedded.real_hub import RealHub, real_hub
+from tests.embedded.moving_hosts import MovingHosts, ShownHypervisors
+from tests.embedded.real_hub import real_hub
 from tests.fakes import mover
-from tests.fakes.guest import FakeGuest
-from tests.fakes.hypervisor import FakeDriver, FakeHypervisor
-from tests.fakes.mover import Copy, FakeMover, Hypervisors
 
-CONFIGURATION = """
-[host]
-name = "{host}"
-mode = "counted"
-cpus = 8
-memory_mib = 8192
-driver = "libvirt"
-[hub]
-endpoints = ["{endpoint}"]
-[paths]
-run_dir = "{folder}/run"
-state_dir = "{folder}/state"
-scripts = ""
-[visitors]
-hosts = ["{other}"]
-address = "qemu+tls://{host}/system"
-[moves]
-hosts = ["{other}"]
-copy_disks = true
-[domain.{own}]
-kind = "normal"
-cpus = 2
-"""
+DOMAIN = '[domain.{own}]\nkind = "normal"\ncpus = 2\n'
 
 
-class World(Hypervisors):
-    """The drivers of the hosts show a domain where it runs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shown: dict[str, FakeHypervisor] = {}
-
-    def put(self, host: str, domain: str, copy: Copy) -> None:
-        super().put(host, domain, copy)
-        guests = self.shown[host].guests
-        if domain in guests:
-            guests[domain].up = copy.presence in mover.RUNNING
-
-
-class Site:
+class Site(MovingHosts):
     """h1 with n1, h2 with m2, and the hub."""
-
-    def __init__(self, folder: Path, hub: RealHub) -> None:
-        self.folder, self.hub = folder, hub
-        self.world = World()
-        self.daemons: dict[str, Daemon] = {}
 
     async def start(self) -> None:
         self.hub.start()
         for host, own, other in (("h1", "n1", "h2"), ("h2", "m2", "h1")):
-            folder = self.folder / host
-            (folder / "run").mkdir(parents=True)
-            path = folder / "noded.toml"
-            text = CONFIGURATION.format(host=host, own=own, other=other, folder=folder, endpoint=self.hub.endpoint)
-            path.write_text(text, encoding="utf-8")
-            guests = [FakeGuest(name, up=name == own) for name in (own, "n1")]
-            self.world.shown[host] = FakeHypervisor(*guests, run_dir=folder / "run")
-            self.world.copies[host, own] = Copy(Presence.RUNNING, True, self.world.ran)
-            await self.start_daemon(host)
+            await self.start_host(host, other, DOMAIN.format(own=own), [own], "n1")
         self.world.files["h1"] = {mover.DISK}
-
-    async def start_daemon(self, host: str) -> None:
-        path = self.folder / host / "noded.toml"
-        self.daemons[host] = Daemon(
-            read(path),
-            path,
-            lambda _: FakeDriver(self.world.shown[host]),
-            make_mover=lambda _: FakeMover(self.world, host),
-        )
-        await self.daemons[host].start()
 
     async def migrate(self, here: str, there: str) -> None:
         await self.daemons[here].move_requests.migrate(ControlRequest(op="migrate", domain="n1", to=there))
@@ -115,13 +51,9 @@ def play(folder: Path, test: Callable[[Site], Awaitable[None]], monkeypatch: pyt
 
     async def whole() -> None:
         async with AsyncExitStack() as stack:
-            site = Site(folder, await stack.enter_async_context(real_hub(folder, "n1", "m2")))
-
-            async def close() -> None:
-                for daemon in site.daemons.values():
-                    await daemon.close()
-
-            stack.push_async_callback(close)
+            hub = await stack.enter_async_context(real_hub(folder, "n1", "m2"))
+            site = Site(folder, hub, ShownHypervisors())
+            stack.push_async_callback(site.close)
             await site.start()
             await test(site)
 
